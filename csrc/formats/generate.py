@@ -1,0 +1,106 @@
+"""Turns formats.toml into the C++ format table and the Python enum. Run by CMake; nothing it writes is committed.
+
+    python generate.py --toml formats.toml --header OUT/formats/formats_generated.h --python OUT/_formats.py
+"""
+
+import argparse
+import pathlib
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+KINDS = {"int": "symmetric_int", "uint": "unsigned_int", "float": "floating"}
+
+PYTHON_HEAD = '''"""Weight formats. Generated from csrc/formats/formats.toml."""
+
+import enum
+
+
+class WeightFormat(enum.IntEnum):
+    """A weight code format; the value is the number stored in weight descriptors and files."""
+
+    kind: str  #: "int" (symmetric), "uint" (zero point or float offset) or "float"
+    bits: int  #: bits of one code
+    exponent_bits: int  #: float formats only, else 0
+    mantissa_bits: int  #: float formats only, else 0
+    operands: tuple[str, ...]  #: tensor-core operand types that hold every value exactly, besides bf16 and fp16
+
+    def __new__(
+        cls, value: int, kind: str, bits: int, exponent_bits: int, mantissa_bits: int, operands: tuple[str, ...]
+    ) -> "WeightFormat":
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.kind = kind
+        member.bits = bits
+        member.exponent_bits = exponent_bits
+        member.mantissa_bits = mantissa_bits
+        member.operands = operands
+        return member
+
+'''
+
+
+def load(path: pathlib.Path) -> list[dict]:
+    """Rows of the table, checked for what the C++ code takes for granted."""
+    rows = tomllib.loads(path.read_text())["format"]
+    for key in ("name", "id"):
+        values = [row[key] for row in rows]
+        if len(set(values)) != len(values):
+            raise ValueError(f"{path.name}: duplicate {key} in {values}")
+    for row in rows:
+        if row["kind"] == "float" and row["bits"] != 1 + row["exponent"] + row["mantissa"]:
+            raise ValueError(f"{path.name}: {row['name']}: bits is not 1 + exponent + mantissa")
+        if not 1 <= row["bits"] <= 8:
+            raise ValueError(f"{path.name}: {row['name']}: bits must be 1 to 8")
+    return rows
+
+
+def header(rows: list[dict]) -> str:
+    """The C++ enum and trait table."""
+    enum = ", ".join(f"{row['name']} = {row['id']}" for row in rows)
+    lines = [
+        "// Generated from csrc/formats/formats.toml; included by formats/format.h only.",
+        "#pragma once",
+        "",
+        "namespace humming {",
+        "",
+        f"enum class Format : int {{ {enum} }};",
+        "",
+        "inline constexpr FormatTraits kFormats[] = {",
+    ]
+    for row in rows:
+        operands = " | ".join(["kOperands16"] + [f"operand_bit(Operand::{name})" for name in row["operands"]])
+        lines.append(
+            f'    {{"{row["name"]}", {row["id"]}, Kind::{KINDS[row["kind"]]}, {row["bits"]}, {row.get("exponent", 0)}, '
+            f'{row.get("mantissa", 0)}, Specials::{row.get("specials", "none")}, {operands}}},'
+        )
+    return "\n".join([*lines, "};", "", "}  // namespace humming", ""])
+
+
+def python(rows: list[dict]) -> str:
+    """The Python enum."""
+    members = (
+        f'    {row["name"]} = {row["id"]}, "{row["kind"]}", {row["bits"]}, {row.get("exponent", 0)}, '
+        f"{row.get('mantissa', 0)}, {tuple(row['operands'])!r}\n"
+        for row in rows
+    )
+    return PYTHON_HEAD + "".join(members)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--toml", type=pathlib.Path, required=True)
+    parser.add_argument("--header", type=pathlib.Path)
+    parser.add_argument("--python", type=pathlib.Path)
+    args = parser.parse_args()
+    rows = load(args.toml)
+    for path, text in ((args.header, header(rows)), (args.python, python(rows))):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

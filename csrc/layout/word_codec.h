@@ -1,0 +1,164 @@
+// Where the bits of a weight code lie: within a lane's words, and where the words lie within a record.
+//
+// Weights are the A operand of the MMA. A patch is 16 rows x 64 k, the A fragments of one warp for 64 columns of K.
+// Lane 4g + t of the warp holds 32 codes of it, as `bits` 32-bit words. The codes fill R registers of V values each:
+//
+//   order   operand      V values per register   register n = 4 * step + i    unit (bits per value in a register)
+//   k16     bf16, fp16   2                       4 steps of k16, i = 0..3     16
+//   k32     e4m3, s8     4                       2 steps of k32               8
+//   k64     s4           8                       1 step of k64                4
+//
+// Register i of a step holds row g + 8 * (i & 1) and columns 4V * (i >> 1) + V * t + v, v = 0..V-1: the A fragment of
+// wgmma m64 per warp and of mma.sync m16, for every operand width.
+//
+// A width that is no power of two is split into bit planes, most significant bits first (3 = 2+1, 5 = 4+1, 6 = 4+2,
+// 7 = 4+2+1), so that every plane is decoded like a format of a power-of-two width. A plane of p bits has p words of
+// 32/p codes. Bits are placed so that a shift and a mask give all V values of a register at the top of their units:
+// register n is slot n % S of word n / S, S = unit / p slots per unit, the first slot highest:
+//
+//   bit of value v = unit * v + unit - p * (slot + 1)
+//
+//   p = 4, k16   |31..28|27..24|23..20|19..16|15..12|11..8 | 7..4 | 3..0 |
+//                  n,v=1  n+1    n+2    n+3    n,v=0  n+1    n+2    n+3
+//   p = 4, k32   |31..28|27..24|23..20|19..16|15..12|11..8 | 7..4 | 3..0 |
+//                  n,v=3  n+1    n,v=2  n+1    n,v=1  n+1    n,v=0  n+1
+//
+// e2m1 alone differs, because moving sign, exponent and mantissa apart is dearer than placing them apart once:
+//   k16: register i = 0,1,2 of a word: magnitude (e e m) at bit 16v + 6 - 3i, sign at bit 16v + 15 - 3i;
+//        i = 3: e e at 16v + 13, m at 16v + 11, sign at 16v + 10. Shifted left by 3i, sign and magnitude are those of a
+//        bf16 whose exponent field is e e.
+//   k32: magnitudes are the low three bits of nibble 4 * slot + v, PRMT's selectors; the sign of slot 0 is bit 8v + 7,
+//        that of slot 1 bit 8v + 3.
+#pragma once
+
+#include <cstdint>
+
+#include "core/macros.h"
+#include "formats/format.h"
+
+namespace humming {
+
+enum class Order { k16, k32, k64 };
+
+HUMMING_HD constexpr Order order_of(Operand operand) {
+  if (operand == Operand::s4) return Order::k64;
+  return operand == Operand::bf16 || operand == Operand::fp16 ? Order::k16 : Order::k32;
+}
+
+// How the codes of a format are placed in words.
+enum class Codec { planes, e2m1 };
+
+HUMMING_HD constexpr Codec codec_of(const FormatTraits& format) {
+  return format.id == static_cast<int>(Format::e2m1) ? Codec::e2m1 : Codec::planes;
+}
+
+inline constexpr int kLanes = 32;
+inline constexpr int kCodesPerLane = 32;  // of one patch
+
+// Values per register, and the register count of a patch.
+HUMMING_HD constexpr int values_per_register(Order order) {
+  return order == Order::k16 ? 2 : order == Order::k32 ? 4 : 8;
+}
+HUMMING_HD constexpr int registers_per_patch(Order order) { return kCodesPerLane / values_per_register(order); }
+
+// Width of bit plane `plane` of a code of `bits` bits (0 past the last plane), and the number of bits above it.
+HUMMING_HD constexpr int plane_width(int bits, int plane) {
+  for (int width = 8, index = 0; width; width /= 2) {
+    if (bits & width && index++ == plane) return width;
+  }
+  return 0;
+}
+HUMMING_HD constexpr int bits_above_plane(int bits, int plane) {
+  int above = 0;
+  for (int index = 0; index < plane; ++index) above += plane_width(bits, index);
+  return above;
+}
+HUMMING_HD constexpr int num_planes(int bits) {
+  return (bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1) + (bits >> 3 & 1);
+}
+
+// Row within the patch and column within it of value v of register n, for the lane 4g + t.
+struct PatchCoord {
+  int row;  // 0..15
+  int k;    // 0..63
+};
+HUMMING_HD constexpr PatchCoord patch_coord(Order order, int lane, int n, int v) {
+  const int width = values_per_register(order);
+  const int i = n % 4;
+  return {lane / 4 + 8 * (i & 1), 8 * width * (n / 4) + 4 * width * (i >> 1) + width * (lane % 4) + v};
+}
+
+// A run of bits of a code: word among the lane's `bits` words of the patch, lowest bit there, width.
+struct Field {
+  int word, bit, width;
+};
+
+// A code as its fields, most significant first. Formats of bit planes have one field per plane, e2m1 has sign, exponent
+// and mantissa.
+struct CodeFields {
+  Field field[3];
+  int count;
+};
+
+// Fields of value v of register n: the one definition of the placement drawn above.
+HUMMING_HD constexpr CodeFields code_fields(Codec codec, Order order, int bits, int n, int v) {
+  const int unit = 32 / values_per_register(order);
+  if (codec == Codec::e2m1 && order == Order::k16) {
+    const int word = n / 4, i = n % 4;
+    if (i == 3) return {{{word, 16 * v + 10, 1}, {word, 16 * v + 13, 2}, {word, 16 * v + 11, 1}}, 3};
+    return {{{word, 16 * v + 15 - 3 * i, 1}, {word, 16 * v + 7 - 3 * i, 2}, {word, 16 * v + 6 - 3 * i, 1}}, 3};
+  }
+  if (codec == Codec::e2m1) {
+    const int word = n / 2, slot = n % 2, nibble = 4 * (4 * slot + v);
+    return {{{word, 8 * v + (slot ? 3 : 7), 1}, {word, nibble + 1, 2}, {word, nibble, 1}}, 3};
+  }
+  CodeFields fields{{{0, 0, 0}, {0, 0, 0}, {0, 0, 0}}, num_planes(bits)};
+  for (int plane = 0; plane < fields.count; ++plane) {
+    const int width = plane_width(bits, plane);
+    const int slots = unit / width;
+    fields.field[plane] = {bits_above_plane(bits, plane) + n / slots, unit * v + unit - width * (n % slots + 1), width};
+  }
+  return fields;
+}
+
+// What is stored for a code: symmetric integers lie in two's complement where the MMA wants integers, so that their top
+// bit is the operand's sign; elsewhere in offset binary, as in checkpoints. Its own inverse.
+HUMMING_HD constexpr uint32_t stored_code(const FormatTraits& format, Order order, uint32_t code) {
+  const bool flip = format.kind == Kind::symmetric_int && order != Order::k16;
+  return flip ? code ^ 1u << (format.bits - 1) : code;
+}
+
+// A stored code out of and into a lane's words of one patch, planes one after the other. set_code wants zeroed words.
+HUMMING_HD uint32_t get_code(const CodeFields& fields, const uint32_t* words) {
+  uint32_t code = 0;
+  for (int i = 0; i < fields.count; ++i) {
+    const Field& field = fields.field[i];
+    code = code << field.width | (words[field.word] >> field.bit & ((1u << field.width) - 1));
+  }
+  return code;
+}
+
+HUMMING_HD void set_code(const CodeFields& fields, int bits, uint32_t* words, uint32_t code) {
+  int below = bits;
+  for (int i = 0; i < fields.count; ++i) {
+    const Field& field = fields.field[i];
+    below -= field.width;
+    words[field.word] |= (code >> below & ((1u << field.width) - 1)) << field.bit;
+  }
+}
+
+// Index, in 32-bit words from the start of a record, of word `word` of a lane's patch. A record has four row patches
+// (`warp`, 16 rows each) and one or two k halves of 64. A lane's words of one plane are stored in chunks of up to four,
+// so that it fetches them with loads of 128 bits, which conflict-free fill a warp's shared-memory wavefronts; where
+// both halves of a plane fit into a chunk they share it.
+HUMMING_HD constexpr int word_index(int bits, int halves, int half, int warp, int lane, int word) {
+  int plane = 0;
+  while (word >= bits_above_plane(bits, plane + 1)) ++plane;
+  const int above = bits_above_plane(bits, plane);
+  const int width = plane_width(bits, plane);
+  const int chunk = width * halves < 4 ? width * halves : 4;
+  const int at = half * width + word - above;
+  return 4 * kLanes * halves * above + ((at / chunk * 4 + warp) * kLanes + lane) * chunk + at % chunk;
+}
+
+}  // namespace humming
