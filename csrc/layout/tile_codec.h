@@ -58,8 +58,8 @@ HUMMING_HD void decode_record(const uint8_t* record, const FormatTraits& format,
     for (int word = 0; word < format.bits; ++word) {
       for (int warp = 0; warp < 4; ++warp) {
         // Lanes of a warp are a fixed stride apart.
-        const int first = word_index(format.bits, halves, half, warp, 0, word);
-        const int stride = word_index(format.bits, halves, half, warp, 1, word) - first;
+        const int first = word_index(format.bits, half, warp, 0, word);
+        const int stride = word_index(format.bits, half, warp, 1, word) - first;
         for (int lane = 0; lane < kLanes; ++lane) {
           __builtin_memcpy(&words[word][lane % 4][8 * warp + lane / 4], record + 4 * (first + lane * stride), 4);
         }
@@ -101,7 +101,7 @@ HUMMING_HD void encode_record(const uint8_t* codes, const FormatTraits& format, 
             format, order, half, warp, lane,
             [&](int row, int column) { return uint32_t{codes[column * kStripRows + row]}; }, words);
         for (int word = 0; word < format.bits; ++word) {
-          const int at = word_index(format.bits, halves, half, warp, lane, word);
+          const int at = word_index(format.bits, half, warp, lane, word);
           __builtin_memcpy(record + 4 * at, &words[word], 4);
         }
       }

@@ -147,18 +147,16 @@ HUMMING_HD void set_code(const CodeFields& fields, int bits, uint32_t* words, ui
   }
 }
 
-// Index, in 32-bit words from the start of a record, of word `word` of a lane's patch. A record has four row patches
-// (`warp`, 16 rows each) and one or two k halves of 64. A lane's words of one plane are stored in chunks of up to four,
-// so that it fetches them with loads of 128 bits, which conflict-free fill a warp's shared-memory wavefronts; where
-// both halves of a plane fit into a chunk they share it.
-HUMMING_HD constexpr int word_index(int bits, int halves, int half, int warp, int lane, int word) {
+// Index, in 32-bit words from the start of a record, of word `word` of a lane's patch. A record has one or two k halves of
+// 64 columns, one after the other, and four row patches (`warp`, 16 rows each). A lane's words of one plane are stored in
+// chunks of up to four, which it fetches with one load of up to 128 bits, free of bank conflicts.
+HUMMING_HD constexpr int word_index(int bits, int half, int warp, int lane, int word) {
   int plane = 0;
   while (word >= bits_above_plane(bits, plane + 1)) ++plane;
   const int above = bits_above_plane(bits, plane);
-  const int width = plane_width(bits, plane);
-  const int chunk = width * halves < 4 ? width * halves : 4;
-  const int at = half * width + word - above;
-  return 4 * kLanes * halves * above + ((at / chunk * 4 + warp) * kLanes + lane) * chunk + at % chunk;
+  const int chunk = plane_width(bits, plane) < 4 ? plane_width(bits, plane) : 4;
+  const int at = word - above;
+  return 4 * kLanes * (half * bits + above) + ((at / chunk * 4 + warp) * kLanes + lane) * chunk + at % chunk;
 }
 
 }  // namespace humming
