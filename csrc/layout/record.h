@@ -20,8 +20,8 @@ inline constexpr int kRecordAlign = 128;
 
 struct RecordGeometry {
   int halves;       // 64-column halves: 2, or 1 in a half tail record
-  int groups;       // scale groups along the record's columns, 0 without group scales
-  int zero_groups;  // the same for zero points and offsets
+  int groups;       // scale groups of a row, 0 without group scales; a half tail record has as many as a full one,
+  int zero_groups;  // so that only the codes differ; the same for zero points and offsets
   int codes_bytes;
   int scale_offset;
   int zero_offset;
@@ -29,7 +29,7 @@ struct RecordGeometry {
 
   RecordGeometry(const WeightDesc& desc, int halves) : halves(halves) {
     const int columns = halves * kHalfK;
-    groups = desc.group ? (columns + desc.group - 1) / desc.group : 0;
+    groups = desc.group ? kTileK / desc.group : 0;
     zero_groups = desc.zero == ZeroKind::none ? 0 : desc.group ? groups : 1;
     codes_bytes = kStripRows * columns * desc.format_traits().bits / 8;
     scale_offset = codes_bytes;
