@@ -33,6 +33,13 @@ HUMMING_HD uint32_t bits_from_float(float value) {
 #endif
 }
 
+HUMMING_HD constexpr float power_of_two(int exponent) {
+  float value = 1;
+  for (; exponent > 0; --exponent) value *= 2;
+  for (; exponent < 0; ++exponent) value /= 2;
+  return value;
+}
+
 // ---- logic ---------------------------------------------------------------------------------------------------------
 
 // Look-up tables of lop3: the function of three inputs, evaluated on these patterns, gives its table.
@@ -173,6 +180,37 @@ HUMMING_HD uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, b,
 HUMMING_HD uint32_t mul_f16x2(uint32_t a, uint32_t b) { return fma_f16x2(a, b, kNegativeZero16x2); }
 HUMMING_HD uint32_t add_bf16x2(uint32_t a, uint32_t c) { return fma_bf16x2(a, kOneBf16x2, c); }
 HUMMING_HD uint32_t add_f16x2(uint32_t a, uint32_t c) { return fma_f16x2(a, kOneF16x2, c); }
+
+// Two fp32 values rounded to bf16 or fp16 (nearest even, overflow to Inf), `low` in the low half word.
+HUMMING_HD uint32_t bf16x2_from_floats(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t d;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  return d;
+#else
+  return host_twin::round_to(low, 8, 7) | host_twin::round_to(high, 8, 7) << 16;
+#endif
+}
+
+HUMMING_HD uint32_t f16x2_from_floats(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t d;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  return d;
+#else
+  return host_twin::round_to(low, 5, 10) | host_twin::round_to(high, 5, 10) << 16;
+#endif
+}
+
+HUMMING_HD float float_from_f16(uint16_t bits) {
+#ifdef __CUDA_ARCH__
+  float d;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(bits));
+  return d;
+#else
+  return host_twin::float_from_f16(bits);
+#endif
+}
 
 // Two fp16 values to two e4m3 bytes (low half word to low byte), nearest even, saturating to +-448; NaN stays NaN. One
 // instruction from sm_89 on; older GPUs have no e4m3 operand and never run it.

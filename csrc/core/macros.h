@@ -1,4 +1,7 @@
-// Function qualifiers for code that the host and the device share.
+// What lives in csrc/core: checks, bit operations and number codecs with the same bits on host and device. What may
+// not: anything that knows a weight format, CUDA headers, torch.
+//
+// This file: function qualifiers for code that the host and the device share.
 #pragma once
 
 // On the host, always_inline keeps shared functions out of the symbol table: the CPU kernels are compiled once per

@@ -1,4 +1,7 @@
-// Codes to MMA operands, register by register.
+// What lives in csrc/dequant: the sequences that turn stored codes into MMA operands, each with its derivation, on bit
+// operations that have host twins. What may not: memory accesses, CUDA headers, torch.
+//
+// This file: codes to operands, register by register.
 //
 //   Dequant<format, operand, zero>::reg<n>(words, param)   register n of a lane's patch (word_codec.h) from its words
 //   Dequant<...>::param(zero point)                        what reg wants for a row; prepared once per group
@@ -128,10 +131,13 @@ struct FloatToHalf : Base<kFormat, kOperand> {
 
   HUMMING_HD static uint32_t param(uint32_t) { return 0; }
   template <int n>
+  HUMMING_HD static uint32_t placed(const uint32_t* words) {
+    return B::template gather<Placement, n>(words, 0);
+  }
+  template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t) {
-    const uint32_t placed = B::template gather<Placement, n>(words, 0);
-    if constexpr (kRebias == 0) return placed;
-    return kBf16 ? mul_bf16x2(placed, repeat16(kFactor)) : mul_f16x2(placed, repeat16(kFactor));
+    if constexpr (kRebias == 0) return placed<n>(words);
+    return kBf16 ? mul_bf16x2(placed<n>(words), repeat16(kFactor)) : mul_f16x2(placed<n>(words), repeat16(kFactor));
   }
 };
 
@@ -296,19 +302,24 @@ constexpr auto select() {
 template <Format kFormat, Operand kOperand, bool kZeroPoint>
 using Dequant = decltype(dequant::select<kFormat, kOperand, kZeroPoint>());
 
-// e4m3 operand with the group's e8m0 scale folded in: number * 2^d = operand * 2^kExponent, d = stored scale - 127 in
-// 0..rebase_range().window, exact there (rebase.h).
+// Operands with the group's e8m0 scale folded in: number * 2^(stored scale - 127) = operand * 2^kExponent, exact for
+// every scale that packing leaves (rebase.h). `param` takes the stored scale.
+template <Format kFormat, Operand kOperand>
+struct FoldedDequant;
+
+// e4m3: the placed bytes through fp16 and back. The window was chosen so that every product is an e4m3 number: the
+// conversion back does not round.
 template <Format kFormat>
-struct FoldedDequant {
+struct FoldedDequant<kFormat, Operand::e4m3> {
   static constexpr RebaseRange kRange = rebase_range(traits(kFormat), Operand::e4m3);
-  static constexpr int kExponent = kRange.shift;
+  static constexpr int kExponent = kRange.shift - kRange.window;
   using Plain = dequant::FloatToE4m3<kFormat>;
 
-  // 2^(d - shift) over the power of two that Plain leaves, as fp16: an exponent field of 1..30 for every d.
-  HUMMING_HD static uint32_t param(uint32_t d) {
-    return repeat16(static_cast<uint32_t>(static_cast<int>(d) - kRange.shift + Plain::kExponent + 15) << 10);
+  // 2^(d - shift) over the power of two that Plain leaves, as fp16, d = stored - (127 - window): fields 1..30.
+  HUMMING_HD static uint32_t param(uint32_t stored) {
+    const int d = static_cast<int>(stored) - 127 + kRange.window;
+    return repeat16(static_cast<uint32_t>(d - kRange.shift + Plain::kExponent + 15) << 10);
   }
-  // The window was chosen so that every product is an e4m3 number: the conversion back does not round.
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t param) {
     const uint32_t bytes = Plain::template reg<n>(words, 0);
@@ -319,9 +330,27 @@ struct FoldedDequant {
 };
 
 template <>
-struct FoldedDequant<Format::e2m1> : dequant::E2m1ToE4m3 {
+struct FoldedDequant<Format::e2m1, Operand::e4m3> : dequant::E2m1ToE4m3 {
   static constexpr RebaseRange kRange = rebase_range(traits(Format::e2m1), Operand::e4m3);
-  HUMMING_HD static dequant::E2m1Table param(uint32_t d) { return table(d); }
+  static constexpr int kExponent = kRange.shift - kRange.window;
+  // The difference to d is folded into the table's constants: the sums are modulo 2^32.
+  HUMMING_HD static dequant::E2m1Table param(uint32_t stored) { return table(stored - (127 - kRange.window)); }
+};
+
+// bf16: the factor that FloatToHalf multiplies by takes the scale along. 2^(127 - bias + stored - 127) is a normal bf16
+// number because packing leaves stored <= 127.
+template <Format kFormat>
+struct FoldedDequant<kFormat, Operand::bf16> {
+  static constexpr int kExponent = 0;
+  using Plain = dequant::FloatToHalf<kFormat, Operand::bf16>;
+
+  HUMMING_HD static uint32_t param(uint32_t stored) {
+    return (stored + 127 - traits(kFormat).bias()) * repeat16(1 << 7);
+  }
+  template <int n>
+  HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t param) {
+    return mul_bf16x2(Plain::template placed<n>(words), param);
+  }
 };
 
 }  // namespace humming

@@ -18,6 +18,17 @@ enum class Specials { none, fn, ieee };
 // The tensor-core operand a packed weight is made for. Stored in weight descriptors: never renumber.
 enum class Operand : int { bf16 = 1, fp16 = 2, e4m3 = 3, s8 = 4, s4 = 5 };
 
+constexpr const char* operand_name(Operand operand) {
+  switch (operand) {
+    case Operand::bf16: return "bf16";
+    case Operand::fp16: return "fp16";
+    case Operand::e4m3: return "e4m3";
+    case Operand::s8: return "s8";
+    case Operand::s4: return "s4";
+  }
+  return "?";
+}
+
 HUMMING_HD constexpr uint32_t operand_bit(Operand operand) { return 1u << static_cast<int>(operand); }
 inline constexpr uint32_t kOperands16 = operand_bit(Operand::bf16) | operand_bit(Operand::fp16);
 
@@ -43,14 +54,14 @@ struct FormatTraits {
 namespace humming {
 
 // Traits of a format number from outside; nullptr if there is no such format.
-HUMMING_HD constexpr const FormatTraits* find_format(int64_t id) {
+constexpr const FormatTraits* find_format(int64_t id) {
   for (const FormatTraits& row : kFormats) {
     if (row.id == id) return &row;
   }
   return nullptr;
 }
 
-HUMMING_HD constexpr const FormatTraits& traits(Format format) { return *find_format(static_cast<int>(format)); }
+constexpr const FormatTraits& traits(Format format) { return *find_format(static_cast<int>(format)); }
 
 // Whether a code is a finite number (only e4m3 and e5m2 have others).
 HUMMING_HD bool is_finite_code(const FormatTraits& format, uint32_t code) {

@@ -1,6 +1,6 @@
 """Turns formats.toml into the C++ format table and the Python enum. Run by CMake; nothing it writes is committed.
 
-    python generate.py --toml formats.toml --header OUT/formats/formats_generated.h --python OUT/_formats.py
+python generate.py --toml formats.toml --header OUT/formats/formats_generated.h --python OUT/_formats.py
 """
 
 import argparse
@@ -52,6 +52,8 @@ def load(path: pathlib.Path) -> list[dict]:
     for row in rows:
         if row["kind"] == "float" and row["bits"] != 1 + row["exponent"] + row["mantissa"]:
             raise ValueError(f"{path.name}: {row['name']}: bits is not 1 + exponent + mantissa")
+        if row.get("exponent", 0) > 5:
+            raise ValueError(f"{path.name}: {row['name']}: fp16, which takes every format, has 5 exponent bits")
         if not 1 <= row["bits"] <= 8:
             raise ValueError(f"{path.name}: {row['name']}: bits must be 1 to 8")
     return rows
@@ -74,7 +76,7 @@ def header(rows: list[dict]) -> str:
         operands = " | ".join(["kOperands16"] + [f"operand_bit(Operand::{name})" for name in row["operands"]])
         lines.append(
             f'    {{"{row["name"]}", {row["id"]}, Kind::{KINDS[row["kind"]]}, {row["bits"]}, {row.get("exponent", 0)}, '
-            f'{row.get("mantissa", 0)}, Specials::{row.get("specials", "none")}, {operands}}},'
+            f"{row.get('mantissa', 0)}, Specials::{row.get('specials', 'none')}, {operands}}},"
         )
     return "\n".join([*lines, "};", "", "}  // namespace humming", ""])
 

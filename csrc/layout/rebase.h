@@ -1,14 +1,15 @@
-// e8m0 group scales for an operand of narrow exponent range (fp16, e4m3).
+// e8m0 group scales of floating formats.
 //
-// The group's power of two is folded into the operand: operand = value * 2^(d - shift), with d in 0..window chosen so
-// that every value of the format is exact at every d. Packing subtracts a base exponent per row, stores 127 + d, an
-// ordinary e8m0 scale, and returns 2^(base - 127) as the row's secondary scale. Groups further than `window` binades
-// below the row's largest are stored at d = 0 with their codes rounded to nearest even; packing counts those that
-// changed.
+// A group's power of two is folded into the operand. Packing divides a row's scales by the largest of them, a power of
+// two that becomes the row's secondary scale, so that stored scales are 127 - window .. 127 (1.0), d = stored - (127 -
+// window) in 0..window. The window is chosen so that the operand value * 2^(d - shift) is exact for every value of the
+// format at every d. Groups further below the row's largest are stored at d = 0 with their codes rounded to nearest
+// even; packing counts those that changed.
 //
 // Bounds: the smallest magnitude of the format (its unit u, all values are multiples of it) lands on the operand's
 // smallest magnitude at d = 0, the largest below the operand's largest at d = window. The e2m1 -> e4m3 table adds d to
 // the exponent field of its entries, which is exact for normal numbers only, so there u lands on the smallest normal.
+// bf16 has the exponents of e8m0 itself: its window is all that a stored byte can say.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,9 @@ struct RebaseRange {
   int shift;
 };
 
-// Floating formats with operand fp16 or e4m3 only.
+// Operands bf16, fp16 and e4m3.
 HUMMING_HD constexpr RebaseRange rebase_range(const FormatTraits& format, Operand operand) {
+  if (operand == Operand::bf16) return {127, 127};
   const int unit_exponent = 1 - format.bias() - format.mantissa_bits;
   // Largest magnitude in units: e4m3fn loses its last mantissa to NaN, e5m2 its last exponent to Inf and NaN.
   const int top_field = (1 << format.exponent_bits) - (format.specials == Specials::ieee ? 2 : 1);
@@ -45,18 +47,17 @@ HUMMING_HD constexpr RebaseRange rebase_range(const FormatTraits& format, Operan
   return {window, shift};
 }
 
-// Base of a row whose largest e8m0 scale is `largest`; 2^(base - 127) is a float for every result.
-HUMMING_HD constexpr int rebase_base(RebaseRange range, int largest) {
-  return largest > range.window ? largest - range.window : 0;
-}
-HUMMING_HD float rebase_row_scale(int base) {
-  return float_from_bits(base ? static_cast<uint32_t>(base) << 23 : 0x00400000u);  // 2^-127 is subnormal
+// The secondary scale of a row whose largest e8m0 scale is `largest`: 2^(largest - 127).
+HUMMING_HD float rebase_row_scale(int largest) {
+  return float_from_bits(largest ? static_cast<uint32_t>(largest) << 23 : 0x00400000u);  // 2^-127 is subnormal
 }
 // The stored scale of a group, and by how many binades its codes must be rounded down to it.
-HUMMING_HD constexpr uint8_t rebased_scale(int scale, int base) {
-  return static_cast<uint8_t>(127 + (scale > base ? scale - base : 0));
+HUMMING_HD constexpr int rebase_shift_down(RebaseRange range, int scale, int largest) {
+  return largest - scale > range.window ? largest - scale - range.window : 0;
 }
-HUMMING_HD constexpr int rebase_shift_down(int scale, int base) { return scale < base ? base - scale : 0; }
+HUMMING_HD constexpr uint8_t rebased_scale(RebaseRange range, int scale, int largest) {
+  return static_cast<uint8_t>(127 + scale - largest + rebase_shift_down(range, scale, largest));
+}
 
 // Code of the format nearest to code_value * 2^-down, ties to even; the sign is kept. The result is exact if
 // code_value(result) * 2^down equals the value again.

@@ -45,6 +45,33 @@ HUMMING_HD void decode_half(const uint32_t (*words)[kColumnLanes][kVector], Code
   }
 }
 
+// The inverse: packs one k half into zeroed words.
+template <int kFields>
+HUMMING_HD void encode_half(const uint8_t* codes, Codec codec, Order order, int bits, uint32_t flip,
+                            uint32_t (*words)[kColumnLanes][kVector]) {
+  for (int n = 0; n < registers_per_patch(order); ++n) {
+    for (int v = 0; v < values_per_register(order); ++v) {
+      const CodeFields fields = code_fields(codec, order, bits, n, v);
+      for (int t = 0; t < kColumnLanes; ++t) {
+        const uint8_t* column = codes + patch_coord(order, t, n, v).k * kStripRows;
+        uint8_t rows[kVector];
+        for (int warp = 0; warp < 4; ++warp) {
+          __builtin_memcpy(rows + 8 * warp, column + strip_row(warp, n & 1, 0), 8);
+        }
+        int below = bits;
+        for (int i = 0; i < kFields; ++i) {
+          const Field field = fields.field[i];
+          below -= field.width;
+          const uint32_t mask = (1u << field.width) - 1;
+          for (int r = 0; r < kVector; ++r) {
+            words[field.word][t][r] |= ((rows[r] ^ flip) >> below & mask) << field.bit;
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace tile_codec
 
 // Codes of a record: codes[64 * halves columns][64 rows], as the format defines them (the stored form undone).
@@ -74,35 +101,25 @@ HUMMING_HD void decode_record(const uint8_t* record, const FormatTraits& format,
   }
 }
 
-// The words of one lane's patch from `code_at(row, column)`, the format's code at a row 0..63 of the strip and a column
-// of the record. `words` receives format.bits words.
-template <class CodeAt>
-HUMMING_HD void encode_lane(const FormatTraits& format, Order order, int half, int warp, int lane, CodeAt code_at,
-                            uint32_t* words) {
-  const Codec codec = codec_of(format);
-  for (int word = 0; word < format.bits; ++word) words[word] = 0;
-  for (int n = 0; n < registers_per_patch(order); ++n) {
-    for (int v = 0; v < values_per_register(order); ++v) {
-      const PatchCoord at = patch_coord(order, lane, n, v);
-      const uint32_t code = stored_code(format, order, code_at(16 * warp + at.row, half * kHalfK + at.k));
-      set_code(code_fields(codec, order, format.bits, n, v), format.bits, words, code);
-    }
-  }
-}
-
 // Writes the words of a record from codes[64 * halves columns][64 rows]. Scales and zero points are not touched.
 HUMMING_HD void encode_record(const uint8_t* codes, const FormatTraits& format, Order order, int halves,
                               uint8_t* record) {
+  using namespace tile_codec;
+  const Codec codec = codec_of(format);
+  const uint32_t flip = stored_code(format, order, 0);
   for (int half = 0; half < halves; ++half) {
-    for (int warp = 0; warp < 4; ++warp) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        uint32_t words[8];
-        encode_lane(
-            format, order, half, warp, lane,
-            [&](int row, int column) { return uint32_t{codes[column * kStripRows + row]}; }, words);
-        for (int word = 0; word < format.bits; ++word) {
-          const int at = word_index(format.bits, half, warp, lane, word);
-          __builtin_memcpy(record + 4 * at, &words[word], 4);
+    uint32_t words[8][kColumnLanes][kVector] = {};
+    const uint8_t* in = codes + half * kHalfK * kStripRows;
+    switch (code_fields(codec, order, format.bits, 0, 0).count) {
+      case 1: encode_half<1>(in, codec, order, format.bits, flip, words); break;
+      case 2: encode_half<2>(in, codec, order, format.bits, flip, words); break;
+      default: encode_half<3>(in, codec, order, format.bits, flip, words); break;
+    }
+    for (int word = 0; word < format.bits; ++word) {
+      for (int warp = 0; warp < 4; ++warp) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          __builtin_memcpy(record + 4 * word_index(format.bits, half, warp, lane, word),
+                           &words[word][lane % 4][8 * warp + lane / 4], 4);
         }
       }
     }

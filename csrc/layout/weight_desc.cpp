@@ -7,18 +7,7 @@ namespace humming {
 namespace {
 
 constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1;
-constexpr int64_t kMaxIntegerK = 131072;  // 2^31 / (128 * 128): a sum of this many s8 products cannot overflow s32
-
-const char* operand_name(Operand operand) {
-  switch (operand) {
-    case Operand::bf16: return "bf16";
-    case Operand::fp16: return "fp16";
-    case Operand::e4m3: return "e4m3";
-    case Operand::s8: return "s8";
-    case Operand::s4: return "s4";
-  }
-  return "?";
-}
+constexpr int64_t kMaxIntegerK = 131071;  // one more product of -128 and -128 would pass the largest s32
 
 // The legal combinations: what a tensor core of this operand type multiplies exactly, and where its scales can go.
 void check_pair(const WeightDesc& desc) {
@@ -35,7 +24,8 @@ void check_pair(const WeightDesc& desc) {
     HUMMING_CHECK(desc.zero != ZeroKind::floating || offset_type,
                   "desc: a float offset needs group scales of fp32, bf16 or fp16, got scale_type ",
                   static_cast<int>(desc.scale_type), "; expand the channel scale to groups of 128");
-    HUMMING_CHECK(!desc.rebased() || format.kind == Kind::floating, "desc: e8m0 scales with format ", format.name,
+    HUMMING_CHECK(desc.scale_type != ScaleType::e8m0 || desc.operand == Operand::bf16 || format.kind == Kind::floating,
+                  "desc: e8m0 scales with format ", format.name,
                   " have a wider range than operand fp16; pack for operand bf16");
     return;
   }
@@ -44,7 +34,7 @@ void check_pair(const WeightDesc& desc) {
   if (desc.scale_type == ScaleType::none) return;
   if (desc.scale_type == ScaleType::e8m0) {
     HUMMING_CHECK(desc.operand == Operand::e4m3 && format.kind == Kind::floating, "desc: e8m0 scales with format ",
-                  format.name, " cannot be folded into operand ", operand, "; pack for operand bf16 or fp16");
+                  format.name, " cannot be folded into operand ", operand, "; pack for operand bf16");
     return;
   }
   HUMMING_CHECK(desc.group == 128 && desc.scale_type != ScaleType::e4m3, "desc: operand ", operand,

@@ -1,4 +1,7 @@
-// The weight descriptor: all that an op must know of a packed weight, as the `int[] desc` of the op schemas.
+// What lives in csrc/layout: where every bit of a packed weight lies, both directions, and the layout's version. What
+// may not: kernels, ops, CUDA headers, torch. docs/weight_layout.md draws it.
+//
+// This file: the weight descriptor, all that an op must know of a packed weight, as the `int[] desc` of the op schemas.
 #pragma once
 
 #include <cstddef>
@@ -89,8 +92,8 @@ struct WeightDesc {
     return zero == ZeroKind::none ? 0 : zero == ZeroKind::integer ? 1 : scale_bytes(scale_type);
   }
 
-  // e8m0 scales meet an operand of narrow range: packing moves a power of two per row into the secondary scale.
-  bool rebased() const { return scale_type == ScaleType::e8m0 && operand != Operand::bf16; }
+  // e8m0 scales of floats are folded into the operand: packing moves a power of two per row into the secondary scale.
+  bool rebased() const { return scale_type == ScaleType::e8m0 && format_traits().kind == Kind::floating; }
 };
 
 }  // namespace humming

@@ -147,9 +147,9 @@ HUMMING_HD void set_code(const CodeFields& fields, int bits, uint32_t* words, ui
   }
 }
 
-// Index, in 32-bit words from the start of a record, of word `word` of a lane's patch. A record has one or two k halves of
-// 64 columns, one after the other, and four row patches (`warp`, 16 rows each). A lane's words of one plane are stored in
-// chunks of up to four, which it fetches with one load of up to 128 bits, free of bank conflicts.
+// Index, in 32-bit words from the start of a record, of word `word` of a lane's patch. A record has one or two k halves
+// of 64 columns, one after the other, and four row patches (`warp`, 16 rows each). A lane's words of one plane are
+// stored in chunks of up to four, which it fetches with one load of up to 128 bits, free of bank conflicts.
 HUMMING_HD constexpr int word_index(int bits, int half, int warp, int lane, int word) {
   int plane = 0;
   while (word >= bits_above_plane(bits, plane + 1)) ++plane;
