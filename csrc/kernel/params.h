@@ -1,0 +1,163 @@
+// What a kernel is given: validated pointers, sizes and strides of one op call, without torch. csrc/ops/checks.h fills
+// them for the CPU and the CUDA registrations alike; element strides throughout unless a name ends in _bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "core/float_codec.h"
+#include "epilogue/activation.h"
+#include "formats/format.h"
+#include "layout/weight_desc.h"
+
+namespace humming {
+
+// ---- quantize_activation --------------------------------------------------------------------------------------------
+// x [rows, k or 2k] -> out [rows, k], scale [rows, num_groups]. The value of column c is x[row, c], or
+// activation(x[row, c], x[row, k + c]) for gated activations.
+struct QuantizeParams {
+  const void* x;
+  DType x_dtype;  // fp32, bf16, fp16
+  int64_t x_row_stride;
+  int64_t rows;
+  int64_t k;  // columns of out, in values (int4: two per byte)
+  uint8_t* out;
+  DType out_dtype;  // e4m3, e5m2, int8, int4
+  int64_t out_row_bytes;
+  int64_t group;              // 32, 64, 128; k (one group) for per-token and static scales
+  int64_t num_groups;         // ceil(k / group)
+  void* scale;                // [rows, num_groups] contiguous; [1] for a static scale
+  DType scale_dtype;          // fp32, e8m0
+  const float* static_scale;  // device scalar or nullptr
+  Activation activation;
+  ActivationArgs activation_args;
+};
+
+// ---- moe_align ------------------------------------------------------------------------------------------------------
+struct MoeAlignParams {
+  const void* topk_ids;  // contiguous, num_pairs
+  DType id_dtype;        // int32, int64
+  int64_t num_pairs;
+  int64_t num_experts;         // local experts
+  const int32_t* expert_map;   // [num_global_experts] -> local id or -1, or nullptr
+  int64_t num_global_experts;  // num_experts without a map
+  int64_t block;
+  int64_t max_blocks;     // rows of `blocks`
+  int32_t* sorted_pairs;  // [num_pairs]
+  int32_t* positions;     // [num_pairs]
+  int32_t* blocks;        // [max_blocks, 4] = expert, first_row, rows, 0
+  int32_t* num_blocks;    // [1]
+};
+
+// ---- moe_reduce -----------------------------------------------------------------------------------------------------
+// out[t, h] = scale * sum_j weights[t, j] * y[t, j, h] + add[t, h]
+struct MoeReduceParams {
+  const void* y;
+  DType dtype;  // of y, add and out: fp32, bf16, fp16
+  int64_t tokens, top_k, hidden;
+  int64_t y_token_stride, y_slot_stride;
+  const float* weights;  // [tokens, top_k] contiguous
+  const void* ids;       // [tokens, top_k] contiguous, or nullptr: id < 0 skips the pair
+  DType id_dtype;
+  const int32_t* num_valid_tokens;  // device scalar or nullptr
+  float scale;
+  const void* add;  // [tokens, hidden] or nullptr
+  int64_t add_row_stride;
+  void* out;
+  int64_t out_row_stride;
+};
+
+// ---- prepack --------------------------------------------------------------------------------------------------------
+enum class RowOrder : int32_t { plain, gate_up, gate_up_interleaved };
+
+// All tensors contiguous; row counts are experts * n source rows, in `row_order`.
+struct RepackParams {
+  WeightDesc desc;
+  RowOrder row_order;
+  const uint8_t* codes;  // [rows, codes_row_bytes]
+  int code_bits;         // 8, or the bits of the format: a little-endian bitstream along k, every row byte aligned
+  int64_t codes_row_bytes;
+  const void* scale;   // [rows, num_groups] of desc.scale_type, or nullptr
+  const void* zero;    // [rows, num_groups]: uint8, or the scale's type for offsets; nullptr
+  int64_t num_groups;  // of scale and zero; at least 1
+  uint8_t* packed;
+  float* row_scale;  // [rows] in logical order if the scales are rebased, else nullptr
+  int64_t* stats;    // [2]: groups with rounded codes; rejected values
+};
+
+// ---- decode_packed --------------------------------------------------------------------------------------------------
+// scale2[expert, row] is at expert * expert_stride + row * row_stride; nullptr means 1.
+struct Scale2View {
+  const float* data;
+  int64_t expert_stride, row_stride;
+};
+
+struct DecodeParams {
+  WeightDesc desc;
+  const uint8_t* packed;
+  Scale2View scale2;
+  float* values;   // [experts, n, k] logical order, or nullptr
+  uint8_t* codes;  // the same shape, raw codes that no scale applies to, or nullptr; exactly one is set
+};
+
+// ---- gemm and moe_gemm ----------------------------------------------------------------------------------------------
+// Scale of x row r, group g at r * row_stride + g * group_stride (both 0 for one scale per tensor); nullptr means 1.
+struct XScaleView {
+  const void* data;
+  DType dtype;    // fp32, e8m0
+  int64_t group;  // 32, 64, 128; 0 = one scale for the whole row
+  int64_t row_stride, group_stride;
+};
+
+struct BiasView {
+  const void* data;  // [n] or [experts, n], logical channel order; nullptr means 0
+  DType dtype;       // fp32, bf16, fp16
+  int64_t expert_stride;
+};
+
+// out[out_row(p), :] = epilogue(x[x_row(p), :] @ weight[expert(p)]^T) for the rows p that MoeParams lists; without MoE
+// p = x_row = out_row in [0, rows).
+struct GemmParams {
+  WeightDesc desc;
+  const uint8_t* packed;
+  const void* x;
+  DType x_dtype;
+  int64_t x_row_bytes;
+  int64_t rows;  // rows of x (masked: experts * capacity)
+  XScaleView x_scale;
+  Scale2View scale2;
+  BiasView bias;
+  void* out;
+  DType out_dtype;  // fp32, bf16, fp16
+  int64_t out_row_stride;
+  int64_t out_rows, out_columns;
+  Activation activation;
+  ActivationArgs activation_args;
+  const float* topk_weights;  // per p, contiguous; nullptr means 1
+  void* workspace;
+  int64_t workspace_bytes;
+};
+
+enum class MoeLayout : int32_t { indexed, contiguous, masked };
+
+// indexed: p = sorted_token_ids[i] for i < *num_post_padded, valid if 0 <= p < out_rows; x_row = p / top_k, out_row =
+// p;
+//   row i belongs to expert_ids[i / block], -1 skips the block.
+// contiguous: p = x_row = out_row; expert e has rows offsets[e] .. offsets[e + 1] - 1.
+// masked: p = x_row = out_row = e * capacity + i, i < counts[e].
+struct MoeParams {
+  GemmParams gemm;
+  MoeLayout layout;
+  int64_t top_k;
+  const int32_t* sorted_token_ids;  // [num_sorted]
+  int64_t num_sorted;
+  const int32_t* expert_ids;  // [num_sorted / block]
+  int64_t block;
+  const int32_t* num_post_padded;  // [1]
+  const void* expert_offsets;      // [experts + 1]
+  DType offset_dtype;              // int32, int64
+  const int32_t* expert_counts;    // [experts]
+  int64_t capacity;
+  int64_t expected_tokens;  // host estimate of the rows per call; 0 = unknown
+};
+
+}  // namespace humming

@@ -1,0 +1,57 @@
+// From the arguments of an op to its torch-free parameters. Every dtype, device, shape, stride and number that can be
+// checked on the host is checked here, once for the CPU and the CUDA registration; what fails throws std::runtime_error
+// "humming::<op>: <argument> ...", with the value and the way out. Contents of tensors are not read.
+//
+// The parameters hold raw pointers: they are valid while the tensors are.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernel/params.h"
+
+namespace humming {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+GemmParams check_gemm(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
+                      const OptionalTensor& scale2, const OptionalTensor& bias, const std::vector<int64_t>& desc,
+                      const Tensor& out, const Tensor& workspace);
+
+MoeParams check_moe_gemm(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
+                         const OptionalTensor& scale2, const OptionalTensor& bias, const std::vector<int64_t>& desc,
+                         const std::string& layout, const OptionalTensor& sorted_token_ids,
+                         const OptionalTensor& expert_ids, const OptionalTensor& num_tokens_post_padded,
+                         const OptionalTensor& expert_offsets, const OptionalTensor& expert_counts,
+                         const OptionalTensor& topk_weights, int64_t top_k, const std::string& activation,
+                         const std::vector<double>& activation_args, std::optional<int64_t> expected_tokens,
+                         const Tensor& out, const Tensor& workspace);
+
+QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const std::string& activation,
+                                         const std::vector<double>& activation_args, const OptionalTensor& static_scale,
+                                         const Tensor& out, const Tensor& scale);
+
+MoeAlignParams check_moe_align(const Tensor& topk_ids, int64_t num_experts, int64_t block,
+                               const OptionalTensor& expert_map, const Tensor& sorted_pairs, const Tensor& positions,
+                               const Tensor& blocks, const Tensor& num_blocks);
+
+MoeReduceParams check_moe_reduce(const Tensor& y, const Tensor& topk_weights, const OptionalTensor& topk_ids,
+                                 const OptionalTensor& num_valid_tokens, double scale, const OptionalTensor& add,
+                                 const Tensor& out);
+
+RepackParams check_prepack(const Tensor& codes, int64_t code_bits, const OptionalTensor& scale,
+                           const OptionalTensor& zero, const std::vector<int64_t>& desc, const std::string& row_order,
+                           const Tensor& packed, const Tensor& row_scale, const Tensor& stats);
+
+DecodeParams check_decode_packed(const Tensor& packed, const OptionalTensor& scale2, const std::vector<int64_t>& desc,
+                                 bool codes, const Tensor& out);
+
+// How x of type `x_dtype` is multiplied by operand `desc.operand`; throws if it cannot be. Of the op's x_dtype
+// argument: uint8 means int4.
+DType check_x_dtype(const char* op, const WeightDesc& desc, torch::headeronly::ScalarType x_dtype);
+
+}  // namespace humming

@@ -1,0 +1,94 @@
+// CPU registration of quantize_activation, moe_align and moe_reduce.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "ops/checks.h"
+#include "ops/cpu_dispatch.h"
+
+namespace humming {
+namespace {
+
+// Rows per task so that a task is worth its start.
+constexpr int64_t kElementsPerTask = 16384;
+int64_t grain(int64_t columns) { return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, columns)); }
+
+void quantize_activation_cpu(const Tensor& x, int64_t group, std::string activation,
+                             std::vector<double> activation_args, const OptionalTensor& static_scale, Tensor out,
+                             Tensor scale) {
+  const QuantizeParams params =
+      check_quantize_activation(x, group, activation, activation_args, static_scale, out, scale);
+  if (params.static_scale) *static_cast<float*>(params.scale) = *params.static_scale;
+  torch::stable::parallel_for(0, params.rows, grain(params.k),
+                              [&](int64_t begin, int64_t end) { cpu_kernels().quantize(params, begin, end); });
+}
+
+// Local expert of every pair, -1 for none.
+std::vector<int32_t> local_experts(const MoeAlignParams& params) {
+  const char* op = "humming::moe_align";
+  std::vector<int32_t> experts(static_cast<size_t>(params.num_pairs));
+  for (int64_t pair = 0; pair < params.num_pairs; ++pair) {
+    const int64_t id = params.id_dtype == DType::int64 ? static_cast<const int64_t*>(params.topk_ids)[pair]
+                                                       : static_cast<const int32_t*>(params.topk_ids)[pair];
+    HUMMING_CHECK(id >= -1 && id < params.num_global_experts, op, ": topk_ids holds ", id, " at pair ", pair,
+                  "; there are ", params.num_global_experts, " experts, -1 means none");
+    const int64_t local = id >= 0 && params.expert_map ? params.expert_map[id] : id;
+    HUMMING_CHECK(local >= -1 && local < params.num_experts, op, ": expert_map[", id, "] is ", local, "; there are ",
+                  params.num_experts, " local experts, -1 means another rank's");
+    experts[pair] = static_cast<int32_t>(local);
+  }
+  return experts;
+}
+
+void moe_align_cpu(const Tensor& topk_ids, int64_t num_experts, int64_t block, const OptionalTensor& expert_map,
+                   Tensor sorted_pairs, Tensor positions, Tensor blocks, Tensor num_blocks) {
+  const MoeAlignParams params =
+      check_moe_align(topk_ids, num_experts, block, expert_map, sorted_pairs, positions, blocks, num_blocks);
+  const std::vector<int32_t> experts = local_experts(params);
+  std::vector<int64_t> next(static_cast<size_t>(num_experts) + 1, 0);  // after the loop: first row of each expert
+  for (const int32_t expert : experts) {
+    if (expert >= 0) ++next[expert + 1];
+  }
+  for (int64_t expert = 0; expert < num_experts; ++expert) next[expert + 1] += next[expert];
+
+  int64_t used = 0;
+  const auto write_block = [&](int64_t expert, int64_t first, int64_t rows) {
+    const int64_t values[4] = {expert, first, rows, 0};
+    for (int i = 0; i < 4; ++i) params.blocks[4 * used + i] = static_cast<int32_t>(values[i]);
+    ++used;
+  };
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    const int64_t end = next[expert + 1];
+    for (int64_t first = next[expert]; first < end; first += block) {
+      write_block(expert, first, std::min(block, end - first));
+    }
+  }
+  *params.num_blocks = static_cast<int32_t>(used);
+  while (used < params.max_blocks) write_block(-1, 0, 0);
+
+  std::fill_n(params.sorted_pairs, params.num_pairs, -1);
+  for (int64_t pair = 0; pair < params.num_pairs; ++pair) {
+    const int32_t expert = experts[pair];
+    const int64_t row = expert >= 0 ? next[expert]++ : -1;
+    params.positions[pair] = static_cast<int32_t>(row);
+    if (row >= 0) params.sorted_pairs[row] = static_cast<int32_t>(pair);
+  }
+}
+
+void moe_reduce_cpu(const Tensor& y, const Tensor& topk_weights, const OptionalTensor& topk_ids,
+                    const OptionalTensor& num_valid_tokens, double scale, const OptionalTensor& add, Tensor out) {
+  const MoeReduceParams params = check_moe_reduce(y, topk_weights, topk_ids, num_valid_tokens, scale, add, out);
+  torch::stable::parallel_for(0, params.tokens, grain(params.top_k * params.hidden),
+                              [&](int64_t begin, int64_t end) { cpu_kernels().moe_reduce(params, begin, end); });
+}
+
+}  // namespace
+}  // namespace humming
+
+STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {
+  m.impl("quantize_activation.out", TORCH_BOX(&humming::quantize_activation_cpu));
+  m.impl("moe_align.out", TORCH_BOX(&humming::moe_align_cpu));
+  m.impl("moe_reduce.out", TORCH_BOX(&humming::moe_reduce_cpu));
+}

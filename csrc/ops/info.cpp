@@ -1,0 +1,107 @@
+// Ops about the build and about what would run: packed_shape, plan, build_info.
+#include <dlfcn.h>
+#include <torch/csrc/stable/library.h>
+#ifdef HUMMING_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include "core/check.h"
+#include "instances/instances.h"
+#include "ops/checks.h"
+#include "ops/cpu_dispatch.h"
+#include "ops/tensor_check.h"
+
+namespace humming {
+namespace {
+
+std::vector<int64_t> packed_shape(std::vector<int64_t> desc) {
+  return parse_desc("humming::packed_shape", desc).packed_shape();
+}
+
+// What happens to x before it is multiplied.
+std::string widening(const WeightDesc& desc, DType x) {
+  if (desc.operand == Operand::bf16 && x != DType::bf16) return " (x is widened to it, exactly)";
+  if (desc.operand == Operand::s8 && x == DType::int4) return " (int4 x is widened to it, exactly)";
+  return "";
+}
+
+std::string accumulation(const WeightDesc& desc) {
+  if (desc.operand != Operand::s8 && desc.operand != Operand::s4) return "fp32 sums";
+  return desc.group ? "exact int32 sums over 128 columns, promoted to fp32 with the group's scale"
+                    : "exact int32 sums, scaled after the last column";
+}
+
+std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens, bool cuda) {
+  const char* op = "humming::plan";
+  const WeightDesc desc = parse_desc(op, desc_ints);
+  const DType x = check_x_dtype(op, desc, x_dtype);
+  HUMMING_CHECK(tokens >= 0, op, ": tokens = ", tokens, " is negative");
+  const std::string text =
+      concat(desc.experts ? "moe_gemm" : "gemm", " of ", tokens, " tokens: ", desc.format_traits().name, " weights ",
+             desc.experts ? concat(desc.experts, " x ") : "", desc.n, " x ", desc.k, ", x ", to_text(x_dtype),
+             x == DType::int4 ? " (two int4 per byte)" : "", "; operand ", operand_name(desc.operand),
+             widening(desc, x), ", ", accumulation(desc), "; ");
+  if (cuda) {
+    return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
+                  *kCudaArchs ? kCudaArchs : "none",
+                  ") has no matrix product on the GPU; move x and the weight to the CPU");
+  }
+  return concat(text, "CPU kernels, ", cpu_kernels().name);
+}
+
+std::string json_string(const std::string& text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted += '\\';
+    quoted += c;
+  }
+  return quoted + "\"";
+}
+
+// Whether the torch of this process is a CUDA build: import torch has then loaded this library.
+bool torch_has_cuda() {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (library) dlclose(library);
+  return library != nullptr;
+}
+
+std::string cudart_version() {
+#ifdef HUMMING_WITH_CUDA
+  return std::to_string(CUDART_VERSION);
+#else
+  return "null";
+#endif
+}
+
+std::string build_info() {
+  std::string archs;  // "80;90a" -> "80", "90a"
+  std::string arch;
+  for (const char* c = kCudaArchs;; ++c) {
+    if (*c && *c != ';') {
+      arch += *c;
+      continue;
+    }
+    if (!arch.empty()) archs += (archs.empty() ? "" : ", ") + json_string(arch);
+    arch.clear();
+    if (!*c) break;
+  }
+  std::string instances;
+  for (const KernelEntry& entry : all_instances()) {
+    instances +=
+        concat(instances.empty() ? "" : ", ", "{\"name\": ", json_string(entry.name), ", \"arch\": ", entry.arch, "}");
+  }
+  return concat("{\"version\": ", json_string(HUMMING_VERSION), ", \"layout_version\": ", kLayoutVersion,
+                ", \"preset\": ", json_string(kPreset), ", \"cuda_archs\": [", archs,
+                "], \"cpu_isa\": ", json_string(cpu_kernels().name), ", \"instances\": [", instances,
+                "], \"cudart\": ", cudart_version(), ", \"torch_has_cuda\": ", torch_has_cuda() ? "true" : "false",
+                "}");
+}
+
+}  // namespace
+}  // namespace humming
+
+STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
+  m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
+  m.impl("plan", TORCH_BOX(&humming::plan));
+  m.impl("build_info", TORCH_BOX(&humming::build_info));
+}

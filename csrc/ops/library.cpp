@@ -1,0 +1,52 @@
+// The schemas of all ops. A FRAGMENT, because another package registers the same namespace and may be in the process.
+//
+// Each functional op allocates in Python and calls its .out form, which is what C++ implements, per device.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
+  m.def(
+      "gemm(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, *, "
+      "ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "gemm.out(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, *, "
+      "Tensor(a!) out, Tensor(b!) workspace) -> ()");
+  m.def(
+      "moe_gemm(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, str layout, "
+      "Tensor? sorted_token_ids, Tensor? expert_ids, Tensor? num_tokens_post_padded, Tensor? expert_offsets, "
+      "Tensor? expert_counts, Tensor? topk_weights, int top_k, str activation=\"none\", float[] activation_args=[], *, "
+      "int? expected_tokens=None, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "moe_gemm.out(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, str layout, "
+      "Tensor? sorted_token_ids, Tensor? expert_ids, Tensor? num_tokens_post_padded, Tensor? expert_offsets, "
+      "Tensor? expert_counts, Tensor? topk_weights, int top_k, str activation=\"none\", float[] activation_args=[], *, "
+      "int? expected_tokens=None, Tensor(a!) out, Tensor(b!) workspace) -> ()");
+  m.def(
+      "quantize_activation(Tensor x, ScalarType dtype, int group, *, str activation=\"none\", "
+      "float[] activation_args=[], Tensor? static_scale=None, ScalarType? scale_dtype=None) -> (Tensor, Tensor)");
+  m.def(
+      "quantize_activation.out(Tensor x, int group, *, str activation=\"none\", float[] activation_args=[], "
+      "Tensor? static_scale=None, Tensor(a!) out, Tensor(b!) scale) -> ()");
+  m.def(
+      "moe_align(Tensor topk_ids, int num_experts, int block, Tensor? expert_map) -> "
+      "(Tensor sorted_pairs, Tensor positions, Tensor blocks, Tensor num_blocks)");
+  m.def(
+      "moe_align.out(Tensor topk_ids, int num_experts, int block, Tensor? expert_map, *, Tensor(a!) sorted_pairs, "
+      "Tensor(b!) positions, Tensor(c!) blocks, Tensor(d!) num_blocks) -> ()");
+  m.def(
+      "moe_reduce(Tensor y, Tensor topk_weights, Tensor? topk_ids, Tensor? num_valid_tokens, float scale=1.0, "
+      "Tensor? add=None) -> Tensor");
+  m.def(
+      "moe_reduce.out(Tensor y, Tensor topk_weights, Tensor? topk_ids, Tensor? num_valid_tokens, float scale=1.0, "
+      "Tensor? add=None, *, Tensor(a!) out) -> ()");
+  m.def(
+      "prepack(Tensor codes, int code_bits, Tensor? scale, Tensor? zero, int[] desc, str row_order=\"plain\") -> "
+      "(Tensor packed, Tensor row_scale, Tensor stats)");
+  m.def(
+      "prepack.out(Tensor codes, int code_bits, Tensor? scale, Tensor? zero, int[] desc, str row_order=\"plain\", *, "
+      "Tensor(a!) packed, Tensor(b!) row_scale, Tensor(c!) stats) -> ()");
+  m.def("decode_packed(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False) -> Tensor");
+  m.def("decode_packed.out(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False, Tensor(a!) out) -> ()");
+  m.def("packed_shape(int[] desc) -> int[]");
+  m.def("plan(int[] desc, ScalarType x_dtype, int tokens, bool cuda) -> str");
+  m.def("build_info() -> str");
+}
