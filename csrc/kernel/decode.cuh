@@ -1,0 +1,97 @@
+// Reads packed weights back: one block per record (record_tile.cuh).
+//
+//   1. every lane reads its words and leaves the codes of its patch in shared memory
+//   2. codes, or the numbers they stand for, are written along the logical rows
+//
+// A number is (code value - zero point) * scale * scale2, or fma(scale, code, offset) * scale2: one rounding per
+// operation, as on the CPU.
+#pragma once
+
+#include "core/math.h"
+#include "kernel/record_tile.cuh"
+
+namespace humming {
+
+namespace decode {
+
+__device__ inline float load_scale(ScaleType type, const uint8_t* area, int index) {
+  switch (type) {
+    case ScaleType::fp32: return reinterpret_cast<const float*>(area)[index];
+    case ScaleType::bf16: return bf16_to_float(reinterpret_cast<const uint16_t*>(area)[index]);
+    case ScaleType::fp16: return fp16_to_float(reinterpret_cast<const uint16_t*>(area)[index]);
+    case ScaleType::e8m0: return e8m0_to_float(area[index]);
+    case ScaleType::e4m3: return e4m3_to_float(area[index]);
+    case ScaleType::none: break;
+  }
+  return 1.0f;
+}
+
+// The number of a code at a row of the strip and a column of the record, without scale2.
+__device__ inline float dequantise(const WeightDesc& desc, const FormatTraits& format, const RecordGeometry& geometry,
+                                   const uint8_t* record, int row, int column, uint32_t code) {
+  const int group = desc.group > 0 ? column / desc.group : 0;
+  const int zero_index = RecordGeometry::group_index(row, group, geometry.zero_groups);
+  const uint8_t* zeros = record + geometry.zero_offset;
+  const float value = code_value(format, code);
+  const float scale = desc.group == 0 ? 1.0f
+                                      : load_scale(desc.scale_type, record + geometry.scale_offset,
+                                                   RecordGeometry::group_index(row, group, geometry.groups));
+  if (desc.zero == ZeroKind::floating) return math::fma(scale, value, load_scale(desc.scale_type, zeros, zero_index));
+  const float zero = desc.zero == ZeroKind::integer ? static_cast<float>(zeros[zero_index]) : 0.0f;
+  return (value - zero) * scale;
+}
+
+}  // namespace decode
+
+template <class Config>
+__global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
+    decode_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ RecordGrid grid) {
+  __shared__ TileCodes codes;
+
+  for_each_record(grid, [&](const RecordPlace& place, const RecordGeometry& geometry, int64_t offset) {
+    const uint8_t* record = p.packed + offset;
+    const RecordLane owner(threadIdx.x);
+    if (owner.half < geometry.halves) {
+      uint32_t words[Config::kBits];
+#pragma unroll
+      for (int word = 0; word < Config::kBits; ++word) {
+        words[word] = reinterpret_cast<const uint32_t*>(record)[owner.word_index(Config::kBits, word)];
+      }
+      for_each_code<Config>(owner, [&](int row, int column, const CodeFields& fields) {
+        const uint32_t code = stored_code(grid.format, Config::kOrder, get_code(fields, words));
+        codes[row][column] = static_cast<uint8_t>(code);
+      });
+    }
+    __syncthreads();
+
+    const int columns = geometry.halves * kHalfK;
+    for (int i = threadIdx.x; i < kStripRows * columns; i += kRecordThreads) {
+      const int row = i / columns;
+      const int column = i % columns;
+      const int64_t channel = p.desc.logical_row(place.strip * kStripRows + row);
+      const int64_t k = place.k_tile * kTileK + column;
+      if (channel < 0 || k >= p.desc.k) continue;
+      const uint32_t code = codes[row][column];
+      const int64_t to = (place.expert * p.desc.n + channel) * p.desc.k + k;
+      if (p.codes != nullptr) {
+        p.codes[to] = static_cast<uint8_t>(code);
+        continue;
+      }
+      const float value = decode::dequantise(p.desc, grid.format, geometry, record, row, column, code);
+      const Scale2View& scale2 = p.scale2;
+      const float factor =
+          scale2.data ? scale2.data[place.expert * scale2.expert_stride + channel * scale2.row_stride] : 1.0f;
+      p.values[to] = value * factor;
+    }
+    __syncthreads();
+  });
+}
+
+template <class Config>
+void launch_decode(const DecodeParams& p, cudaStream_t stream) {
+  const RecordGrid grid(p.desc);
+  HUMMING_CHECK(is_aligned(p.packed, kVectorBytes), "humming::decode_packed: packed must be 16-byte aligned");
+  decode_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid);
+}
+
+}  // namespace humming

@@ -1,0 +1,79 @@
+// What the small kernels share: values of tensors by storage type, warp and block sums, launch extents.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/float_codec.h"
+
+namespace humming {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr unsigned kFullWarp = 0xFFFFFFFF;
+inline constexpr int kMaxWarps = 32;  // of a block
+inline constexpr int kVectorBytes = 16;
+
+inline constexpr int64_t kMaxGridX = 2147483647;
+inline constexpr int64_t kMaxGridY = 65535;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
+
+inline bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// A 16-byte vector of elements of the types fp32, bf16 or fp16, as fp32.
+template <DType kType>
+struct Vector {
+  static constexpr int kSize = 8 * kVectorBytes / dtype_bits(kType);
+
+  __device__ static void load(const uint8_t* from, float (&values)[kSize]) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) values[i] = widen(words[i * 4 / kSize] >> (i * dtype_bits(kType) % 32));
+  }
+
+  __device__ static void store(uint8_t* to, const float (&values)[kSize]) {
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) words[i * 4 / kSize] |= narrow(values[i]) << (i * dtype_bits(kType) % 32);
+    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+
+  // One element, in the low bits of a word.
+  __device__ static float widen(uint32_t bits) {
+    if constexpr (kType == DType::fp32) return float_from_bits(bits);
+    if constexpr (kType == DType::bf16) return bf16_to_float(static_cast<uint16_t>(bits));
+    if constexpr (kType == DType::fp16) return fp16_to_float(static_cast<uint16_t>(bits));
+  }
+
+  __device__ static uint32_t narrow(float value) {
+    if constexpr (kType == DType::fp32) return bits_from_float(value);
+    if constexpr (kType == DType::bf16) return float_to_bf16(value);
+    if constexpr (kType == DType::fp16) return float_to_fp16(value);
+  }
+};
+
+// Element `index` of a tensor of fp32, bf16 or fp16.
+template <DType kType>
+__device__ float load_element(const void* data, int64_t index) {
+  if constexpr (kType == DType::fp32) return static_cast<const float*>(data)[index];
+  return Vector<kType>::widen(static_cast<const uint16_t*>(data)[index]);
+}
+
+template <DType kType>
+__device__ void store_element(void* data, int64_t index, float value) {
+  if constexpr (kType == DType::fp32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(data)[index] = static_cast<uint16_t>(Vector<kType>::narrow(value));
+  }
+}
+
+// Element `index` of a tensor of int32 or int64.
+__device__ inline int64_t load_integer(const void* data, DType type, int64_t index) {
+  return type == DType::int64 ? static_cast<const int64_t*>(data)[index] : static_cast<const int32_t*>(data)[index];
+}
+
+}  // namespace humming

@@ -1,0 +1,135 @@
+// Sorts (token, slot) pairs by expert: a stable counting sort in one launch, the same bits in every run.
+//
+//   grid    one block per local expert, kThreads threads
+//   shared  counts[num_experts]: pairs per expert, the histogram that every block builds for itself
+//   warp w  owns the pairs [w * span, (w + 1) * span), in both passes, so that warps place their pairs without meeting
+//
+// Pass 1 counts. Sums over the lower experts then give the expert's first sorted row and first block descriptor, and
+// sums over the lower warps each warp's first row. Pass 2 places: within a warp, the rank of a pair is the number of
+// lower lanes that hold the same expert. Only counts are accumulated by atomics, so their order does not matter.
+// The block of the last expert also writes what lies past the end.
+#pragma once
+
+#include "core/check.h"
+#include "kernel/device.cuh"
+#include "kernel/params.h"
+
+namespace humming {
+
+namespace moe_align {
+
+inline constexpr int kThreads = 1024;
+inline constexpr int kWarps = kThreads / kWarpSize;
+static_assert(kWarps == kWarpSize, "one warp reduces the partial sums of all warps; keep 32 warps");
+inline constexpr int64_t kMaxExperts = 8192;  // 32 KiB of counts; a block has 48 KiB without opting in
+
+// Local expert of pair `pair`, or -1: no expert, not ours, or out of range.
+__device__ inline int expert_of(const MoeAlignParams& p, int64_t pair) {
+  int64_t expert = load_integer(p.topk_ids, p.id_dtype, pair);
+  if (p.expert_map != nullptr) {
+    expert = 0 <= expert && expert < p.num_global_experts ? p.expert_map[expert] : -1;
+  }
+  return 0 <= expert && expert < p.num_experts ? static_cast<int>(expert) : -1;
+}
+
+// Unsigned, because rows + block may pass 2^31.
+__device__ inline int num_blocks_of(int rows, int block) {
+  return static_cast<int>((static_cast<unsigned>(rows) + block - 1) / block);
+}
+
+// Sum over the block, returned to every thread. `partial` may be used again after it.
+__device__ inline int block_sum(int value, int (&partial)[kWarps]) {
+  const int lane = threadIdx.x % kWarpSize;
+  value = __reduce_add_sync(kFullWarp, value);
+  if (lane == 0) partial[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  const int sum = __reduce_add_sync(kFullWarp, partial[lane]);
+  __syncthreads();
+  return sum;
+}
+
+}  // namespace moe_align
+
+template <class Config>
+__global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const __grid_constant__ MoeAlignParams p) {
+  using namespace moe_align;
+  extern __shared__ int counts[];  // (num_experts)
+  __shared__ int partial[kWarps];
+
+  const int expert = blockIdx.x;
+  const int num_experts = static_cast<int>(p.num_experts);
+  const int block =
+      static_cast<int>(at_most(p.block, p.num_pairs > 0 ? p.num_pairs : 1));  // a longer block never fills
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+
+  for (int i = threadIdx.x; i < num_experts; i += kThreads) counts[i] = 0;
+  __syncthreads();
+
+  // Pass 1. The bounds are the same for a whole warp: its lanes vote together.
+  const int64_t span = ceil_div(p.num_pairs, kThreads) * kWarpSize;
+  const int64_t begin = warp * span;
+  const int64_t end = at_most(begin + span, p.num_pairs);
+  int warp_pairs = 0;
+  for (int64_t first = begin; first < end; first += kWarpSize) {
+    const int64_t pair = first + lane;
+    const int found = pair < end ? expert_of(p, pair) : -1;
+    if (found >= 0) atomicAdd(&counts[found], 1);
+    warp_pairs += __popc(__ballot_sync(kFullWarp, found == expert));
+  }
+  __syncthreads();
+
+  int rows_before = 0, blocks_before = 0;
+  for (int i = threadIdx.x; i < expert; i += kThreads) {
+    rows_before += counts[i];
+    blocks_before += num_blocks_of(counts[i], block);
+  }
+  const int first_row = block_sum(rows_before, partial);
+  const int first_block = block_sum(blocks_before, partial);
+  const int rows = counts[expert];
+  const int num_blocks = num_blocks_of(rows, block);
+
+  if (lane == 0) partial[warp] = warp_pairs;
+  __syncthreads();
+  int row = first_row + __reduce_add_sync(kFullWarp, lane < warp ? partial[lane] : 0);
+
+  // Pass 2. The first block also answers for the pairs that no expert takes.
+  for (int64_t first = begin; first < end && (warp_pairs > 0 || expert == 0); first += kWarpSize) {
+    const int64_t pair = first + lane;
+    const int found = pair < end ? expert_of(p, pair) : -1;
+    const unsigned same = __ballot_sync(kFullWarp, found == expert);
+    if (found == expert) {
+      const int at = row + __popc(same & ((1u << lane) - 1));
+      p.sorted_pairs[at] = static_cast<int32_t>(pair);
+      p.positions[pair] = at;
+    } else if (expert == 0 && found < 0 && pair < end) {
+      p.positions[pair] = -1;
+    }
+    row += __popc(same);
+  }
+
+  int4* blocks = reinterpret_cast<int4*>(p.blocks);
+  for (int i = threadIdx.x; i < num_blocks; i += kThreads) {
+    const int done = i * block;
+    blocks[first_block + i] = make_int4(expert, first_row + done, rows - done < block ? rows - done : block, 0);
+  }
+
+  if (expert == num_experts - 1) {
+    for (int64_t i = first_row + rows + threadIdx.x; i < p.num_pairs; i += kThreads) p.sorted_pairs[i] = -1;
+    for (int64_t i = first_block + num_blocks + threadIdx.x; i < p.max_blocks; i += kThreads) {
+      blocks[i] = make_int4(-1, 0, 0, 0);
+    }
+    if (threadIdx.x == 0) *p.num_blocks = first_block + num_blocks;
+  }
+}
+
+template <class Config>
+void launch_moe_align(const MoeAlignParams& p, cudaStream_t stream) {
+  HUMMING_CHECK(p.num_experts <= moe_align::kMaxExperts, "humming::moe_align: num_experts = ", p.num_experts,
+                " is more than the ", moe_align::kMaxExperts, " a GPU call takes; move topk_ids to the CPU");
+  HUMMING_CHECK(is_aligned(p.blocks, sizeof(int4)), "humming::moe_align: blocks must be 16-byte aligned");
+  moe_align_kernel<Config>
+      <<<static_cast<unsigned>(p.num_experts), moe_align::kThreads, p.num_experts * sizeof(int), stream>>>(p);
+}
+
+}  // namespace humming

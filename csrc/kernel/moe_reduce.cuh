@@ -1,0 +1,108 @@
+// Weighted sum of the top_k expert outputs of every token.
+//
+//   grid    x: tokens, y: stretches of kThreads vectors along `hidden`; both strided, so that any extent fits
+//   thread  one 16-byte vector of out (one element where a row is not 16-byte aligned)
+//   y       (tokens, top_k, hidden);  weights, ids (tokens, top_k);  add, out (tokens, hidden)
+//
+// Slots are added in order, in fp32. A slot with id < 0, and every row from num_valid_tokens on, is not read: it may
+// hold anything.
+#pragma once
+
+#include "epilogue/reduce.h"
+#include "kernel/device.cuh"
+#include "kernel/params.h"
+
+namespace humming {
+
+namespace moe_reduce {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kBlocks = 4;  // per SM; without this bound ptxas may spill a few bytes to fit more
+
+// kSize elements from element `index` on: one vector or one element.
+template <DType kType, int kSize>
+__device__ void load(const void* data, int64_t index, float (&values)[kSize]) {
+  if constexpr (kSize == 1) {
+    values[0] = load_element<kType>(data, index);
+  } else {
+    Vector<kType>::load(static_cast<const uint8_t*>(data) + index * dtype_bits(kType) / 8, values);
+  }
+}
+
+template <DType kType, int kSize>
+__device__ void store(void* data, int64_t index, const float (&values)[kSize]) {
+  if constexpr (kSize == 1) {
+    store_element<kType>(data, index, values[0]);
+  } else {
+    Vector<kType>::store(static_cast<uint8_t*>(data) + index * dtype_bits(kType) / 8, values);
+  }
+}
+
+}  // namespace moe_reduce
+
+template <class Config, DType kType, int kSize>
+__global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
+    moe_reduce_kernel(const __grid_constant__ MoeReduceParams p) {
+  using namespace moe_reduce;
+  const int64_t valid = p.num_valid_tokens != nullptr ? *p.num_valid_tokens : p.tokens;
+  const int64_t first = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kSize;
+  const int64_t step = int64_t{gridDim.y} * kThreads * kSize;
+
+  for (int64_t token = blockIdx.x; token < p.tokens; token += gridDim.x) {
+    for (int64_t column = first; column < p.hidden; column += step) {
+      float sum[kSize] = {};
+      if (token < valid) {
+        for (int64_t slot = 0; slot < p.top_k; ++slot) {
+          const int64_t pair = token * p.top_k + slot;
+          if (p.ids != nullptr && load_integer(p.ids, p.id_dtype, pair) < 0) continue;
+          const float weight = p.weights[pair];
+          float values[kSize];
+          load<kType>(p.y, token * p.y_token_stride + slot * p.y_slot_stride + column, values);
+#pragma unroll
+          for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weight, values[i]);
+        }
+        float values[kSize];
+        if (p.add != nullptr) load<kType>(p.add, token * p.add_row_stride + column, values);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) {
+          sum[i] = p.add != nullptr ? reduce_finish(sum[i], p.scale, values[i]) : reduce_finish(sum[i], p.scale);
+        }
+      }
+      store<kType>(p.out, token * p.out_row_stride + column, sum);
+    }
+  }
+}
+
+namespace moe_reduce {
+
+template <class Config, DType kType, int kSize>
+void launch(const MoeReduceParams& p, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(at_most(p.tokens, kMaxGridX)),
+                  static_cast<unsigned>(at_most(ceil_div(p.hidden, kThreads * kSize), kMaxGridY)));
+  moe_reduce_kernel<Config, kType, kSize><<<grid, kThreads, 0, stream>>>(p);
+}
+
+template <class Config, DType kType>
+void launch(const MoeReduceParams& p, cudaStream_t stream) {
+  constexpr int kSize = Vector<kType>::kSize;
+  const auto whole_vectors = [](int64_t elements) { return elements % kSize == 0; };
+  const bool vectors = whole_vectors(p.hidden) && whole_vectors(p.y_token_stride) && whole_vectors(p.y_slot_stride) &&
+                       whole_vectors(p.out_row_stride) && (p.add == nullptr || whole_vectors(p.add_row_stride)) &&
+                       is_aligned(p.y, kVectorBytes) && is_aligned(p.out, kVectorBytes) &&
+                       is_aligned(p.add, kVectorBytes);
+  vectors ? launch<Config, kType, kSize>(p, stream) : launch<Config, kType, 1>(p, stream);
+}
+
+}  // namespace moe_reduce
+
+template <class Config>
+void launch_moe_reduce(const MoeReduceParams& p, cudaStream_t stream) {
+  if (p.tokens == 0 || p.hidden == 0) return;
+  switch (p.dtype) {
+    case DType::bf16: return moe_reduce::launch<Config, DType::bf16>(p, stream);
+    case DType::fp16: return moe_reduce::launch<Config, DType::fp16>(p, stream);
+    default: return moe_reduce::launch<Config, DType::fp32>(p, stream);
+  }
+}
+
+}  // namespace humming

@@ -1,0 +1,218 @@
+// Quantises activations, with an optional activation function in front: x (rows, k or 2k) -> out (rows, k),
+// scale (rows, num_groups).
+//
+//   thread  kValues = 8 neighbouring columns: 16 bytes of 16-bit x, 8 bytes of out (int4: 4)
+//   grid    x: rows (strided); y: with several groups per row, stretches of the row (strided)
+//   scale   one per row: the block shares the largest magnitude, then reads the row again, which the L1 still holds
+//           groups of 32, 64, 128: 4, 8 or 16 neighbouring lanes hold a group and its values, one pass
+//           static: one pass
+//
+// Rows that are not 16-byte aligned, and the last columns of a row, go element by element.
+#pragma once
+
+#include "epilogue/activation.h"
+#include "epilogue/quantize.h"
+#include "kernel/device.cuh"
+#include "kernel/params.h"
+
+namespace humming {
+
+namespace quantize {
+
+inline constexpr int kValues = 8;
+inline constexpr int kMaxThreads = 512;
+inline constexpr int kBlocks = 2;  // per SM; without this bound ptxas may spill a few bytes to fit more
+
+enum class Scope { tensor, row, group };  // what shares a scale; tensor: it is given
+
+// Which accesses may be vectors; the launcher's answer for all rows.
+struct Vectors {
+  bool in, out;
+};
+
+// kValues elements of a row from element `index` of x on; only the first `count` exist.
+template <DType kType>
+__device__ void load(const QuantizeParams& p, int64_t index, int64_t count, bool vectors, float (&values)[kValues]) {
+  if (vectors && count >= kValues) {
+    constexpr int kSize = Vector<kType>::kSize;
+    const uint8_t* from = static_cast<const uint8_t*>(p.x) + index * dtype_bits(kType) / 8;
+#pragma unroll
+    for (int first = 0; first < kValues; first += kSize) {
+      float part[kSize];
+      Vector<kType>::load(from + first * kVectorBytes / kSize, part);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) values[first + i] = part[i];
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) values[i] = i < count ? load_element<kType>(p.x, index + i) : 0.0f;
+}
+
+// The values to quantise: columns column .. column + 7 of a row after the activation function, 0 past the row's end.
+template <DType kType>
+__device__ void load_activated(const QuantizeParams& p, int64_t row, int64_t column, bool vectors,
+                               float (&values)[kValues]) {
+  const int64_t index = row * p.x_row_stride + column;
+  const int64_t count = p.k - column;
+  load<kType>(p, index, count, vectors, values);
+  if (p.activation == Activation::none) return;
+  float up[kValues] = {};
+  if (is_gated(p.activation)) load<kType>(p, index + p.k, count, vectors, up);
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    values[i] = i < count ? activate(p.activation, p.activation_args, values[i], up[i]) : 0.0f;
+  }
+}
+
+__device__ inline uint32_t largest_magnitude(const float (&values)[kValues]) {
+  uint32_t amax = 0;
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) amax = max(amax, magnitude_bits(values[i]));
+  return amax;
+}
+
+__device__ inline void store(const QuantizeParams& p, int64_t row, int64_t column, float scale, bool vectors,
+                             const float (&values)[kValues]) {
+  uint8_t codes[kValues];
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) codes[i] = quantize_value(values[i], scale, p.out_dtype);
+  const int64_t count = p.k - column;
+  uint8_t* out = p.out + row * p.out_row_bytes;
+  if (p.out_dtype == DType::int4) {
+    out += column / 2;
+    uint32_t packed = 0;
+#pragma unroll
+    for (int i = 0; i < kValues; i += 2) packed |= uint32_t{pack_int4(codes[i], codes[i + 1])} << (4 * i);
+    if (vectors && count >= kValues) {
+      *reinterpret_cast<uint32_t*>(out) = packed;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kValues; i += 2) {
+      if (i < count) out[i / 2] = static_cast<uint8_t>(packed >> (4 * i));
+    }
+    return;
+  }
+  out += column;
+  if (vectors && count >= kValues) {
+    uint2 packed = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      packed.x |= uint32_t{codes[i]} << (8 * i);
+      packed.y |= uint32_t{codes[4 + i]} << (8 * i);
+    }
+    *reinterpret_cast<uint2*>(out) = packed;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    if (i < count) out[i] = codes[i];
+  }
+}
+
+// The scale of a group with largest magnitude `amax`, written by one thread and returned as fp32 to all that ask.
+__device__ inline float make_scale(const QuantizeParams& p, uint32_t amax, int64_t index, bool write) {
+  if (p.scale_dtype == DType::e8m0) {
+    const uint8_t code = group_scale_e8m0(amax, p.out_dtype);
+    if (write) static_cast<uint8_t*>(p.scale)[index] = code;
+    return e8m0_to_float(code);
+  }
+  const float scale = group_scale(amax, p.out_dtype);
+  if (write) static_cast<float*>(p.scale)[index] = scale;
+  return scale;
+}
+
+// Largest of the values of all threads, returned to all. `partial` may be used again after it.
+__device__ inline uint32_t block_max(uint32_t value, uint32_t (&partial)[kMaxWarps]) {
+  const unsigned lane = threadIdx.x % kWarpSize, warps = blockDim.x / kWarpSize;
+  value = __reduce_max_sync(kFullWarp, value);
+  if (lane == 0) partial[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  const uint32_t largest = __reduce_max_sync(kFullWarp, lane < warps ? partial[lane] : 0);
+  __syncthreads();
+  return largest;
+}
+
+}  // namespace quantize
+
+template <class Config, DType kType, quantize::Scope kScope>
+__global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
+    quantize_kernel(const __grid_constant__ QuantizeParams p, quantize::Vectors vectors) {
+  using namespace quantize;
+  // The bounds of the column loops are the same for all threads of the block: they reduce together.
+  const int64_t stretch = int64_t{blockDim.x} * kValues;
+  const int64_t first = blockIdx.y * stretch;
+  const int64_t step = gridDim.y * stretch;
+  float values[kValues];
+
+  if (kScope == Scope::tensor && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
+    *static_cast<float*>(p.scale) = *p.static_scale;
+  }
+  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    float scale = 1.0f;
+    if constexpr (kScope == Scope::tensor) scale = *p.static_scale;
+    if constexpr (kScope == Scope::row) {
+      __shared__ uint32_t partial[kMaxWarps];
+      uint32_t amax = 0;
+      for (int64_t base = first; base < p.k; base += step) {
+        load_activated<kType>(p, row, base + threadIdx.x * kValues, vectors.in, values);
+        amax = max(amax, largest_magnitude(values));
+      }
+      scale = make_scale(p, block_max(amax, partial), row, threadIdx.x == 0);
+    }
+    for (int64_t base = first; base < p.k; base += step) {
+      const int64_t column = base + threadIdx.x * kValues;
+      load_activated<kType>(p, row, column, vectors.in, values);
+      if constexpr (kScope == Scope::group) {
+        uint32_t amax = largest_magnitude(values);
+        for (int lanes = 1; lanes < p.group / kValues; lanes *= 2) {
+          amax = max(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+        }
+        const bool write = column < p.k && column % p.group == 0;
+        scale = make_scale(p, amax, row * p.num_groups + column / p.group, write);
+      }
+      if (column < p.k) store(p, row, column, scale, vectors.out, values);
+    }
+  }
+}
+
+namespace quantize {
+
+template <class Config, DType kType>
+void launch(const QuantizeParams& p, cudaStream_t stream) {
+  const auto whole_vectors = [](int64_t elements) { return elements * dtype_bits(kType) % (8 * kVectorBytes) == 0; };
+  Vectors vectors;
+  vectors.in =
+      is_aligned(p.x, kVectorBytes) && whole_vectors(p.x_row_stride) && (!is_gated(p.activation) || whole_vectors(p.k));
+  vectors.out = is_aligned(p.out, kValues) && p.out_row_bytes % kValues == 0;
+
+  const int64_t warps = ceil_div(p.k, kValues * kWarpSize);
+  const int threads = static_cast<int>(at_most(warps, kMaxThreads / kWarpSize)) * kWarpSize;
+  // A scale per row needs the whole row in one block.
+  const int64_t stretches = ceil_div(p.k, int64_t{threads} * kValues);
+  const bool grouped = p.num_groups > 1;
+  const bool is_static = p.static_scale != nullptr;
+  const dim3 grid(static_cast<unsigned>(at_most(p.rows > 0 ? p.rows : 1, kMaxGridX)),
+                  static_cast<unsigned>(grouped || is_static ? at_most(stretches, kMaxGridY) : 1));
+  if (is_static) {
+    quantize_kernel<Config, kType, Scope::tensor><<<grid, threads, 0, stream>>>(p, vectors);
+  } else if (grouped) {
+    quantize_kernel<Config, kType, Scope::group><<<grid, threads, 0, stream>>>(p, vectors);
+  } else {
+    quantize_kernel<Config, kType, Scope::row><<<grid, threads, 0, stream>>>(p, vectors);
+  }
+}
+
+}  // namespace quantize
+
+template <class Config>
+void launch_quantize(const QuantizeParams& p, cudaStream_t stream) {
+  switch (p.x_dtype) {
+    case DType::bf16: return quantize::launch<Config, DType::bf16>(p, stream);
+    case DType::fp16: return quantize::launch<Config, DType::fp16>(p, stream);
+    default: return quantize::launch<Config, DType::fp32>(p, stream);
+  }
+}
+
+}  // namespace humming

@@ -1,0 +1,211 @@
+// Packs a checkpoint's codes, scales and zero points into records: one block per record (record_tile.cuh).
+//
+//   1. a thread per row finds the row's source; scales, zero points and padding bytes go straight into the record
+//   2. codes are read along the source rows, checked, rebased, and left in shared memory
+//   3. every lane gathers the codes of its patch and writes its words
+//
+// Rebased weights need each row's largest scale before any record of the row: a first kernel, one warp per row, leaves
+// it in row_scale, whose exponent field the second one reads back.
+#pragma once
+
+#include "kernel/cuda_check.h"
+#include "kernel/record_tile.cuh"
+#include "kernel/source.h"
+
+namespace humming {
+
+namespace repack {
+
+inline constexpr int kMaxGroups = kTileK / 16;  // scale groups of a record
+inline constexpr int kRowWarps = kRecordThreads / kWarpSize;
+
+struct Shared {
+  TileCodes codes;
+  int64_t source[kStripRows];              // source row over all experts, -1 for a padding row
+  int largest[kStripRows];                 // rebase: the row's largest scale
+  int shift_down[kStripRows][kMaxGroups];  // rebase: binades by which a group's codes are rounded down
+  int rounded[kStripRows][kMaxGroups];     // rebase: 1 if that changed a code of the group
+  int num_rounded, num_rejected;           // over the block
+};
+
+// What a thread found, for the op's stats.
+struct Counts {
+  int rounded = 0, rejected = 0;
+};
+
+// Element `to_index` of an area of the record: element `from_index` of a tensor.
+__device__ inline void copy_element(uint8_t* area, int64_t to_index, const void* from, int64_t from_index, int bytes) {
+  for (int i = 0; i < bytes; ++i) {
+    area[to_index * bytes + i] = static_cast<const uint8_t*>(from)[from_index * bytes + i];
+  }
+}
+
+__device__ inline void fill_element(uint8_t* area, int64_t to_index, uint8_t value, int bytes) {
+  for (int i = 0; i < bytes; ++i) area[to_index * bytes + i] = value;
+}
+
+// The scales of the record.
+__device__ inline void pack_scales(const RepackParams& p, const RecordPlace& place, const RecordGeometry& geometry,
+                                   RebaseRange range, bool rebased, Shared& shared, uint8_t* area, Counts& counts) {
+  const ScaleType type = p.desc.scale_type;
+  for (int i = threadIdx.x; i < kStripRows * geometry.groups; i += kRecordThreads) {
+    const int row = i / geometry.groups;
+    const int group = i % geometry.groups;
+    const int64_t source_group = place.k_tile * (kTileK / p.desc.group) + group;
+    const bool exists = shared.source[row] >= 0 && source_group < p.num_groups;
+    const int64_t from = shared.source[row] * p.num_groups + source_group;
+    const int to = RecordGeometry::group_index(row, group, geometry.groups);
+    if (exists) counts.rejected += !is_valid_scale(type, p.scale, from);
+    if (rebased) {
+      const int scale = exists ? static_cast<const uint8_t*>(p.scale)[from] : shared.largest[row];
+      area[to] = rebased_scale(range, scale, shared.largest[row]);
+      shared.shift_down[row][group] = rebase_shift_down(range, scale, shared.largest[row]);
+      shared.rounded[row][group] = 0;
+    } else if (exists) {
+      copy_element(area, to, p.scale, from, scale_bytes(type));
+    } else {
+      fill_element(area, to, type == ScaleType::e8m0 ? 127 : 0, scale_bytes(type));
+    }
+  }
+}
+
+// The zero points or offsets of the record; one per row and record where there are no groups.
+__device__ inline void pack_zeros(const RepackParams& p, const RecordGrid& grid, const RecordPlace& place,
+                                  const RecordGeometry& geometry, const Shared& shared, uint8_t* area, Counts& counts) {
+  for (int i = threadIdx.x; i < kStripRows * geometry.zero_groups; i += kRecordThreads) {
+    const int row = i / geometry.zero_groups;
+    const int group = i % geometry.zero_groups;
+    const int64_t source_group = p.desc.group > 0 ? place.k_tile * (kTileK / p.desc.group) + group : 0;
+    const int64_t from = shared.source[row] * p.num_groups + source_group;
+    const int to = RecordGeometry::group_index(row, group, geometry.zero_groups);
+    if (shared.source[row] < 0 || source_group >= p.num_groups) {
+      fill_element(area, to, 0, grid.zero_bytes);
+      continue;
+    }
+    // Counted once, although the records of a weight without groups repeat the row's only zero point.
+    if (p.desc.group > 0 || place.k_tile == 0) {
+      counts.rejected += p.desc.zero == ZeroKind::integer
+                             ? !is_valid_zero(grid.format, static_cast<const uint8_t*>(p.zero)[from])
+                             : !is_valid_scale(p.desc.scale_type, p.zero, from);
+    }
+    copy_element(area, to, p.zero, from, grid.zero_bytes);
+  }
+}
+
+// The codes of the record into shared memory.
+__device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid, const RecordPlace& place,
+                                  const RecordGeometry& geometry, bool rebased, Shared& shared, Counts& counts) {
+  const int columns = geometry.halves * kHalfK;
+  for (int i = threadIdx.x; i < kStripRows * columns; i += kRecordThreads) {
+    const int row = i / columns;
+    const int column = i % columns;
+    const int64_t k = place.k_tile * kTileK + column;
+    uint32_t code = 0;
+    if (shared.source[row] >= 0 && k < p.desc.k) {
+      code = source_code(p.codes + shared.source[row] * p.codes_row_bytes, p.code_bits, k);
+      counts.rejected += !is_valid_code(grid.format, code);
+      code &= grid.format.code_mask();
+      const int group = rebased ? column / p.desc.group : 0;
+      const int down = rebased ? shared.shift_down[row][group] : 0;
+      if (down > 0) {
+        const uint32_t rounded = rebase_code(grid.format, code, down);
+        // Whichever thread is the first to change a code of the group counts it.
+        const bool changed = rebase_changed(grid.format, code, rounded, down);
+        if (changed && atomicExch(&shared.rounded[row][group], 1) == 0) ++counts.rounded;
+        code = rounded;
+      }
+    }
+    shared.codes[row][column] = static_cast<uint8_t>(code);
+  }
+}
+
+// Counters are sums of integers: the order of the atomics does not matter.
+__device__ inline void add_count(int64_t* counter, int count) {
+  if (count > 0) atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
+}
+
+}  // namespace repack
+
+// row_scale[expert, channel] = 2^(largest scale - 127), channels in logical order.
+template <class Config>
+__global__ void __launch_bounds__(kRecordThreads)
+    largest_scale_kernel(const __grid_constant__ RepackParams p, int64_t experts) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t channel = int64_t{blockIdx.x} * repack::kRowWarps + threadIdx.x / kWarpSize;
+  if (channel >= p.desc.n) return;
+  for (int64_t expert = blockIdx.y; expert < experts; expert += gridDim.y) {
+    const int64_t source = expert * p.desc.n + source_row(p, channel);
+    const uint8_t* scales = static_cast<const uint8_t*>(p.scale) + source * p.num_groups;
+    int largest = 0;
+    for (int64_t group = lane; group < p.num_groups; group += kWarpSize) largest = max(largest, int{scales[group]});
+    largest = __reduce_max_sync(kFullWarp, largest);
+    if (lane == 0) p.row_scale[expert * p.desc.n + channel] = rebase_row_scale(largest);
+  }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
+    repack_kernel(const __grid_constant__ RepackParams p, const __grid_constant__ RecordGrid grid) {
+  __shared__ repack::Shared shared;
+  const bool rebased = p.row_scale != nullptr;
+  const RebaseRange range = rebased ? rebase_range(grid.format, p.desc.operand) : RebaseRange{};
+
+  for_each_record(grid, [&](const RecordPlace& place, const RecordGeometry& geometry, int64_t offset) {
+    uint8_t* record = p.packed + offset;
+    if (threadIdx.x < kStripRows) {
+      const int64_t channel = p.desc.logical_row(place.strip * kStripRows + threadIdx.x);
+      const int64_t first = place.expert * p.desc.n;
+      shared.source[threadIdx.x] = channel < 0 ? -1 : first + source_row(p, channel);
+      // The exponent field of 2^(largest - 127) is that scale; of the subnormal 2^-127 it is 0, too.
+      const bool has_scale = rebased && channel >= 0;
+      shared.largest[threadIdx.x] =
+          has_scale ? static_cast<int>(bits_from_float(p.row_scale[first + channel]) >> 23) : 0;
+    }
+    if (threadIdx.x == 0) shared.num_rounded = shared.num_rejected = 0;
+    __syncthreads();
+
+    repack::Counts counts;
+    repack::pack_scales(p, place, geometry, range, rebased, shared, record + geometry.scale_offset, counts);
+    repack::pack_zeros(p, grid, place, geometry, shared, record + geometry.zero_offset, counts);
+    const int end = geometry.zero_offset + kStripRows * geometry.zero_groups * grid.zero_bytes;
+    for (int i = end + threadIdx.x; i < geometry.bytes; i += kRecordThreads) record[i] = 0;
+    __syncthreads();
+
+    repack::read_codes(p, grid, place, geometry, rebased, shared, counts);
+    if (counts.rounded > 0) atomicAdd(&shared.num_rounded, counts.rounded);
+    if (counts.rejected > 0) atomicAdd(&shared.num_rejected, counts.rejected);
+    __syncthreads();
+
+    const RecordLane owner(threadIdx.x);
+    if (owner.half < geometry.halves) {
+      uint32_t words[Config::kBits] = {};
+      for_each_code<Config>(owner, [&](int row, int column, const CodeFields& fields) {
+        set_code(fields, Config::kBits, words, stored_code(grid.format, Config::kOrder, shared.codes[row][column]));
+      });
+#pragma unroll
+      for (int word = 0; word < Config::kBits; ++word) {
+        reinterpret_cast<uint32_t*>(record)[owner.word_index(Config::kBits, word)] = words[word];
+      }
+    }
+    if (threadIdx.x == 0) {
+      repack::add_count(&p.stats[0], shared.num_rounded);
+      repack::add_count(&p.stats[1], shared.num_rejected);
+    }
+    __syncthreads();
+  });
+}
+
+template <class Config>
+void launch_repack(const RepackParams& p, cudaStream_t stream) {
+  const RecordGrid grid(p.desc);
+  HUMMING_CHECK(is_aligned(p.packed, kVectorBytes), "humming::prepack: packed must be 16-byte aligned");
+  HUMMING_CUDA_CHECK(cudaMemsetAsync(p.stats, 0, 2 * sizeof(int64_t), stream));
+  if (p.row_scale != nullptr) {
+    const dim3 blocks(static_cast<unsigned>(ceil_div(p.desc.n, repack::kRowWarps)),
+                      static_cast<unsigned>(at_most(grid.experts, kMaxGridY)));
+    largest_scale_kernel<Config><<<blocks, kRecordThreads, 0, stream>>>(p, grid.experts);
+  }
+  repack_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid);
+}
+
+}  // namespace humming
