@@ -1,0 +1,31 @@
+"""Quantised matrix products for inference: packed weights of 1 to 8 bits, dense and mixture-of-experts.
+
+The ops are `torch.ops.humming.*`: gemm, moe_gemm, quantize_activation, moe_align, moe_reduce, prepack, decode_packed.
+"""
+
+import torch as _torch  # noqa: F401 - loads the libraries that _C is linked to
+
+# Registration: first the schemas and the kernels, then the functional forms, which allocate for them.
+from . import _C, _ops  # type: ignore[attr-defined] # noqa: F401
+from ._desc import build_info
+from ._explain import explain
+from ._version import __version__
+from .formats import Operand, ScaleType, WeightFormat, ZeroKind
+from .linear import QuantLinear
+from .packed_weight import PackedWeight, load_weights, save_weights
+from .spec import QuantSpec
+
+__all__ = [
+    "Operand",
+    "PackedWeight",
+    "QuantLinear",
+    "QuantSpec",
+    "ScaleType",
+    "WeightFormat",
+    "ZeroKind",
+    "__version__",
+    "build_info",
+    "explain",
+    "load_weights",
+    "save_weights",
+]

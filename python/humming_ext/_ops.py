@@ -1,0 +1,224 @@
+"""The functional ops: each allocates what its `.out` form writes, so that C++ allocates nothing, and calls it.
+
+The `_*_outputs` functions are the only place that knows the shapes of results; they are the fake kernels too. The
+functional forms hand their positional arguments through as they came, because both forms share them in the schema.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._desc import WeightDesc, packed_shape
+from .formats import ScaleType, WeightFormat
+
+_PITCH_BYTES = 128  # row pitch of quantised activations, so that every row starts where wide copies can
+
+_ops = torch.ops.humming
+# A fragment: another package may own the namespace. The registrations live as long as this object.
+_library = torch.library.Library("humming", "FRAGMENT")
+
+
+def is_gated(activation: str) -> bool:
+    """Whether the activation combines a gate half with an up half, and so halves the columns."""
+    return activation != "none" and not activation.endswith("_no_mul")
+
+
+def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    if tensor.dim() != rank:
+        raise ValueError(f"{name}: expected {rank} dimensions, got shape {list(tensor.shape)}")
+
+
+def _ceil_div(value: int, divisor: int) -> int:
+    return (value + divisor - 1) // divisor
+
+
+def _result_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
+    if out_dtype is not None:
+        return out_dtype
+    return x.dtype if x.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+
+
+def _workspace(x: Tensor) -> Tensor:
+    return x.new_empty(0, dtype=torch.uint8)  # no kernel needs one yet
+
+
+def _gemm_outputs(
+    x: Tensor,
+    x_scale: Tensor | None,
+    packed: Tensor,
+    scale2: Tensor | None,
+    bias: Tensor | None,
+    desc: list[int],
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    _check_rank("x", x, 2)
+    return x.new_empty((x.shape[0], WeightDesc.of(desc).n), dtype=_result_dtype(x, out_dtype))
+
+
+def _gemm(*args: Any, out_dtype: torch.dtype | None = None) -> Tensor:
+    out = _gemm_outputs(*args, out_dtype=out_dtype)
+    _ops.gemm.out(*args, out=out, workspace=_workspace(out))
+    return out
+
+
+def _moe_gemm_outputs(
+    x: Tensor,
+    x_scale: Tensor | None,
+    packed: Tensor,
+    scale2: Tensor | None,
+    bias: Tensor | None,
+    desc: list[int],
+    layout: str,
+    sorted_token_ids: Tensor | None,
+    expert_ids: Tensor | None,
+    num_tokens_post_padded: Tensor | None,
+    expert_offsets: Tensor | None,
+    expert_counts: Tensor | None,
+    topk_weights: Tensor | None,
+    top_k: int,
+    activation: str = "none",
+    activation_args: list[float] | None = None,
+    *,
+    expected_tokens: int | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    if layout not in ("indexed", "contiguous", "masked"):
+        raise ValueError(f'layout = "{layout}" is not "indexed", "contiguous" or "masked"')
+    _check_rank("x", x, 3 if layout == "masked" else 2)
+    rows = [x.shape[0] * top_k] if layout == "indexed" else list(x.shape[:-1])
+    n = WeightDesc.of(desc).n
+    columns = n // 2 if is_gated(activation) else n
+    return x.new_empty([*rows, columns], dtype=_result_dtype(x, out_dtype))
+
+
+def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+    out = _moe_gemm_outputs(*args, out_dtype=out_dtype)
+    _ops.moe_gemm.out(*args, expected_tokens=expected_tokens, out=out, workspace=_workspace(out))
+    return out
+
+
+def _quantize_activation_outputs(
+    x: Tensor,
+    dtype: torch.dtype,
+    group: int,
+    *,
+    activation: str = "none",
+    activation_args: list[float] | None = None,
+    static_scale: Tensor | None = None,
+    scale_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check_rank("x", x, 2)
+    if group < 0:
+        raise ValueError(f"group = {group} is not 0 (per token), 32, 64 or 128")
+    rows, width = x.shape
+    k = width // 2 if is_gated(activation) else width
+    columns = k // 2 if dtype == torch.uint8 else k  # uint8: two int4 per byte
+    pitch = _ceil_div(columns, _PITCH_BYTES) * _PITCH_BYTES
+    out = x.new_empty((rows, pitch), dtype=dtype)[:, :columns]
+    scale_shape = (1, 1) if static_scale is not None else (rows, _ceil_div(k, group) if group else 1)
+    return out, x.new_empty(scale_shape, dtype=scale_dtype or torch.float32)
+
+
+def _quantize_activation(
+    x: Tensor, dtype: torch.dtype, group: int, *, scale_dtype: torch.dtype | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    out, scale = _quantize_activation_outputs(x, dtype, group, scale_dtype=scale_dtype, **options)
+    _ops.quantize_activation.out(x, group, **options, out=out, scale=scale)
+    return out, scale
+
+
+def _moe_align_outputs(
+    topk_ids: Tensor, num_experts: int, block: int, expert_map: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if block < 1:
+        raise ValueError(f"block = {block} is not positive")
+    if num_experts < 1:
+        raise ValueError(f"num_experts = {num_experts} is not positive")
+    pairs = topk_ids.numel()
+    # At most one block per pair, and at most one block per expert that is not full.
+    num_blocks = torch.sym_max(1, torch.sym_min(pairs, pairs // block + num_experts))
+    sorted_pairs, positions = (topk_ids.new_empty(pairs, dtype=torch.int32) for _ in range(2))
+    blocks = topk_ids.new_empty((num_blocks, 4), dtype=torch.int32)
+    return sorted_pairs, positions, blocks, topk_ids.new_empty(1, dtype=torch.int32)
+
+
+def _moe_align(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sorted_pairs, positions, blocks, num_blocks = _moe_align_outputs(*args)
+    _ops.moe_align.out(*args, sorted_pairs=sorted_pairs, positions=positions, blocks=blocks, num_blocks=num_blocks)
+    return sorted_pairs, positions, blocks, num_blocks
+
+
+def _moe_reduce_outputs(
+    y: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor | None,
+    num_valid_tokens: Tensor | None,
+    scale: float = 1.0,
+    add: Tensor | None = None,
+) -> Tensor:
+    _check_rank("y", y, 3)
+    return y.new_empty((y.shape[0], y.shape[2]))
+
+
+def _moe_reduce(*args: Any) -> Tensor:
+    out = _moe_reduce_outputs(*args)
+    _ops.moe_reduce.out(*args, out=out)
+    return out
+
+
+def _prepack_outputs(
+    codes: Tensor,
+    code_bits: int,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    desc: list[int],
+    row_order: str = "plain",
+) -> tuple[Tensor, Tensor, Tensor]:
+    fields = WeightDesc.of(desc)
+    packed = codes.new_empty(packed_shape(desc), dtype=torch.uint8)
+    # e8m0 scales of floats are folded into the operand: a power of two per row moves into the secondary scale.
+    rebased = fields.scale_type == ScaleType.e8m0 and WeightFormat(fields.format).kind == "float"
+    row_shape = [fields.experts, fields.n] if fields.experts else [fields.n]
+    row_scale = codes.new_empty(row_shape if rebased else [0], dtype=torch.float32)
+    return packed, row_scale, codes.new_empty(2, dtype=torch.int64)
+
+
+def _prepack(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    packed, row_scale, stats = _prepack_outputs(*args)
+    _ops.prepack.out(*args, packed=packed, row_scale=row_scale, stats=stats)
+    return packed, row_scale, stats
+
+
+def _decode_packed_outputs(packed: Tensor, scale2: Tensor | None, desc: list[int], *, codes: bool = False) -> Tensor:
+    fields = WeightDesc.of(desc)
+    shape = [fields.experts, fields.n, fields.k] if fields.experts else [fields.n, fields.k]
+    return packed.new_empty(shape, dtype=torch.uint8 if codes else torch.float32)
+
+
+def _decode_packed(*args: Any, codes: bool = False) -> Tensor:
+    out = _decode_packed_outputs(*args, codes=codes)
+    _ops.decode_packed.out(*args, codes=codes, out=out)
+    return out
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Fake kernel of an `.out` form: the caller allocated all that it writes."""
+
+
+def _register(name: str, functional: Callable[..., Any], outputs: Callable[..., Any]) -> None:
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, functional, key)
+    torch.library.register_fake(f"humming::{name}", outputs, lib=_library)
+    torch.library.register_fake(f"humming::{name}.out", _nothing, lib=_library)
+
+
+_register("gemm", _gemm, _gemm_outputs)
+_register("moe_gemm", _moe_gemm, _moe_gemm_outputs)
+_register("quantize_activation", _quantize_activation, _quantize_activation_outputs)
+_register("moe_align", _moe_align, _moe_align_outputs)
+_register("moe_reduce", _moe_reduce, _moe_reduce_outputs)
+_register("prepack", _prepack, _prepack_outputs)
+_register("decode_packed", _decode_packed, _decode_packed_outputs)

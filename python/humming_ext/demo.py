@@ -1,0 +1,142 @@
+"""Runs a 4-bit language model on packed weights and compares it with float32 and with plain torch bf16.
+
+All forms use the same weights, those that the checkpoint's 4-bit codes stand for, so what differs is arithmetic alone.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from ._demo_model import NUM_EXPERTS, SmolLM, find_gguf
+from ._explain import explain
+from .checkpoints.gguf import Q4_1
+
+QUESTION = "What is the capital of France?"
+MIN_TOKENS = 1024
+DECODE_TOKENS = 64
+MAX_RMS_RATIO = 2.0  # logit error against that of torch bf16
+MAX_AGREEMENT_LOSS = 0.5  # points of top-1 agreement below torch bf16
+
+
+@dataclass(frozen=True)
+class Result:
+    """One form's distance from float32 and its speed."""
+
+    name: str
+    rms: float  # of the logit differences
+    agreement: float  # percent of positions with the same most likely token
+    tokens_per_second: float
+    answer: str
+
+    def row(self) -> str:
+        """The form's line in the printed table."""
+        return f"{self.name:<22}{self.rms:>16.4f}{self.agreement:>16.2f} %{self.tokens_per_second:>12.1f}"
+
+    def failure(self, plain: "Result") -> str | None:
+        """Why this form is worse than `plain` by more than rounding explains, or None."""
+        if not self.rms <= MAX_RMS_RATIO * plain.rms:
+            return f"{self.name}: logit RMS error {self.rms:.4f} is over {MAX_RMS_RATIO} times that of {plain.name}"
+        if not self.agreement >= plain.agreement - MAX_AGREEMENT_LOSS:
+            return f"{self.name}: agreement is over {MAX_AGREEMENT_LOSS} points below that of {plain.name}"
+        return None
+
+
+def choose_device() -> tuple[torch.device, str]:
+    """CUDA if it has kernels for the demo's weights, else the CPU; and its name, with the reason if there is a GPU."""
+    cpu = f"cpu, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), cpu
+    gpu = torch.cuda.get_device_name()
+    for desc in (Q4_1.spec().desc(576, 576), Q4_1.spec(gate_up=True).desc(384, 576, NUM_EXPERTS)):
+        plan = explain(desc, torch.bfloat16, cuda=True)
+        if "no instance" in plan:
+            return torch.device("cpu"), f"{cpu}; not {gpu}, because of its plan: {plan}"
+    return torch.device("cuda"), gpu
+
+
+@torch.inference_mode()
+def logits_of(model: torch.nn.Module, ids: Tensor) -> Tensor:
+    """The model's scores at every position of a text: ids [1, tokens] -> float32 [tokens, vocabulary]."""
+    return model(ids).logits[0].float()
+
+
+def compare(model: torch.nn.Module, texts: list[Tensor], references: list[Tensor]) -> tuple[float, float]:
+    """RMS of the model's logit differences from `references`, and percent of positions with the same best token."""
+    squares, same, tokens = 0.0, 0, 0
+    for ids, reference in zip(texts, references, strict=True):
+        logits = logits_of(model, ids)
+        same += int((logits.argmax(1) == reference.argmax(1)).sum())
+        squares += float((logits - reference).square_().mean(1).sum())
+        tokens += len(logits)
+    return (squares / tokens) ** 0.5, 100 * same / tokens
+
+
+@torch.inference_mode()
+def decode(model: torch.nn.Module, prompt: Tensor) -> tuple[list[int], float]:
+    """Greedy decoding with a key-value cache. Returns DECODE_TOKENS tokens after the prompt, and tokens per second."""
+    step = model(prompt, use_cache=True)
+    tokens = [int(step.logits[0, -1].argmax())]
+    start = time.perf_counter()
+    for _ in range(DECODE_TOKENS):
+        last = torch.tensor([tokens[-1:]], device=prompt.device)
+        step = model(last, past_key_values=step.past_key_values, use_cache=True)
+        tokens.append(int(step.logits[0, -1].argmax()))
+    return tokens[:DECODE_TOKENS], DECODE_TOKENS / (time.perf_counter() - start)
+
+
+def main() -> int:
+    """Runs the demo. Returns 0, or 1 if a form on packed weights is worse than torch bf16 by more than rounding."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+    path = find_gguf()
+    device, device_text = choose_device()
+    print(f"model     {path.name}")
+    print(f"device    {device_text}", flush=True)
+
+    lm = SmolLM(path)
+    lm.model.to(device)
+    tokenizer = lm.tokenizer
+
+    def encode(text: str) -> Tensor:
+        return tokenizer(text, return_tensors="pt").input_ids.to(device)
+
+    tales = files(__package__).joinpath("data/tales.txt").read_text(encoding="utf-8").split("\n\n\n")
+    texts = [encode(tale) for tale in tales]
+    num_tokens = sum(ids.shape[1] for ids in texts)
+    if num_tokens < MIN_TOKENS:
+        raise RuntimeError(f"the demo's texts have {num_tokens} tokens, fewer than {MIN_TOKENS}")
+    messages = [{"role": "user", "content": QUESTION}]
+    prompt = encode(str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)))
+    references = [logits_of(lm.model, ids) for ids in texts]
+
+    def measure(name: str) -> Result:
+        rms, agreement = compare(lm.model, texts, references)
+        tokens, speed = decode(lm.model, prompt)
+        end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
+        result = Result(name, rms, agreement, speed, str(tokenizer.decode(tokens[:end])).strip())
+        print(result.row(), flush=True)
+        return result
+
+    print(f"texts     {num_tokens} teacher-forced tokens, each form against float32 on the same weights\n")
+    print(f"{'form':<22}{'logit RMS error':>16}{'top-1 agreement':>18}{'tokens/s':>12}")
+    lm.to_bf16()
+    plain = measure("torch bf16")
+    lm.to_packed(device)
+    dense = measure("humming dense")
+    lm.to_experts(device)
+    mixture = measure(f"humming {NUM_EXPERTS} experts")
+
+    packed_bytes = sum(weight.nbytes for weight in lm.packed)
+    bf16_bytes = sum(2 * weight.shape.numel() for weight in lm.packed)
+    print(f"\npacked    {len(lm.packed)} weights in {packed_bytes:,} bytes; as bf16 {bf16_bytes:,} bytes")
+    for weight in (lm.packed[0], lm.experts[0]):
+        print(f"plan      {explain(weight, torch.bfloat16)}")
+    print(f"question  {QUESTION}")
+    print(f"answer    {dense.answer}")
+    failures = [failure for form in (dense, mixture) if (failure := form.failure(plain))]
+    for failure in failures:
+        print(f"FAILED    {failure}")
+    return 1 if failures else 0

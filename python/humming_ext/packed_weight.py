@@ -1,0 +1,224 @@
+"""Packed weights: made from checkpoint tensors, checked against their descriptor, stored and read back."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ._desc import WeightDesc, packed_shape
+from ._packing import combine_scale2, pack_one
+from .formats import Operand, ScaleType, WeightFormat, ZeroKind
+from .spec import QuantSpec
+
+_PARTS = ("packed", "scale2", "desc")
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight [n, k], or [experts, n, k], in the layout that the ops read.
+
+    packed: uint8 [strips, strip_bytes], or [experts, strips, strip_bytes].
+    scale2: float32 secondary scale, applied after the sum: [1] or [n]; with experts [experts] or [experts, n]; or None.
+    desc: the ops' descriptor: layout version, format, sizes, granularity, operand.
+
+    Raises RuntimeError if `desc` is not legal in this build, ValueError if `packed` or `scale2` does not match it.
+    """
+
+    packed: Tensor
+    scale2: Tensor | None
+    desc: list[int]
+
+    def __post_init__(self) -> None:
+        fields, shape = self.fields, packed_shape(self.desc)
+        if self.packed.dtype != torch.uint8 or list(self.packed.shape) != shape:
+            raise ValueError(
+                f"packed: {self.packed.dtype} {list(self.packed.shape)} is not the uint8 {shape} of desc {self.desc}"
+            )
+        if self.scale2 is not None:
+            legal = [[fields.experts], [fields.experts, fields.n]] if fields.experts else [[1], [fields.n]]
+            if self.scale2.dtype != torch.float32 or list(self.scale2.shape) not in legal:
+                raise ValueError(
+                    f"scale2: {self.scale2.dtype} {list(self.scale2.shape)} is not float32 {legal[0]} or {legal[1]}"
+                )
+
+    @classmethod
+    def pack(
+        cls,
+        codes: Tensor | Sequence[Tensor],
+        scale: Tensor | Sequence[Tensor] | None = None,
+        zero: Tensor | Sequence[Tensor] | None = None,
+        *,
+        spec: QuantSpec,
+        scale2: Tensor | None = None,
+        k: int | None = None,
+        code_bits: int = 8,
+        interleaved: bool = False,
+        device: torch.device | str | None = None,
+        max_rounded: int = 0,
+        max_invalid: int = 0,
+    ) -> "PackedWeight":
+        """Packs checkpoint tensors, expert by expert; the memory beside source and result is that of one expert.
+
+        codes: uint8 (or the float8 dtype of the format) [n, k] for a dense weight; [experts, n, k], or a sequence of
+            [n, k] that may load them one by one. With code_bits = the bits of the format, rows are bit streams
+            [n, ceil(k * bits / 8)], lowest bits first, and `k` is required; with code_bits = 8, a code per byte.
+        scale: `spec.scale_dtype` (e8m0 also as uint8), per weight one value for `spec.block_rows` rows and `spec.group`
+            columns, in any shape of that many elements. Channel and tensor scales become the secondary scale.
+        zero: integer zero points (uint8) or offsets (`spec.scale_dtype`), as many as scales.
+        scale2: a further float32 factor: one element, or [n]; with experts [experts] or [experts, n].
+        interleaved: with spec.gate_up, source rows are gate 0, up 0, gate 1, ... instead of [gate; up].
+        device: where to pack and keep the weight; by default where the codes are.
+        max_rounded: scale groups whose codes may be rounded (e8m0 scales too far below their row's largest for the
+            operand); their number is reported as a warning.
+        max_invalid: codes, scales and zero points that may be non-finite or out of range.
+
+        Raises ValueError for tensors that do not fit `spec`, and if more than `max_rounded` groups are rounded or more
+        than `max_invalid` values are not legal; RuntimeError for what the library checks.
+        """
+        for name, values, wanted in (
+            ("scale", scale, spec.scale_dtype is not None),
+            ("zero", zero, spec.zero != ZeroKind.none),
+        ):
+            if (values is not None) != wanted:
+                raise ValueError(f"{name}: {'missing' if wanted else 'given'}, which contradicts {spec}")
+        if k is None and code_bits != 8:
+            raise ValueError(f"k: required with code_bits = {code_bits}, because bit streams may end in padding")
+        if isinstance(codes, Tensor) and codes.dim() not in (2, 3):
+            raise ValueError(f"codes: shape {list(codes.shape)} is neither [n, k] nor [experts, n, k]")
+        dense = isinstance(codes, Tensor) and codes.dim() == 2
+        experts = 0 if dense else len(codes)
+        if not dense and experts == 0:
+            raise ValueError("codes: no experts")
+        first = codes if isinstance(codes, Tensor) and dense else codes[0]
+        n, k = first.shape[0], first.shape[-1] if k is None else k
+        target = first.device if device is None else torch.device(device)
+
+        def one(values: Tensor | Sequence[Tensor] | None, expert: int) -> Tensor | None:
+            value = values if dense or values is None else values[expert]
+            return value.to(target) if isinstance(value, Tensor) else None
+
+        desc = spec.desc(n, k, experts)
+        packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
+        secondary, counts = [], []
+        for expert in range(max(experts, 1)):
+            codes_, scale_, zero_ = one(codes, expert), one(scale, expert), one(zero, expert)
+            assert codes_ is not None
+            result, factor, count = pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved)
+            (packed if dense else packed[expert]).copy_(result)
+            secondary += [factor] if factor is not None else []
+            counts.append(count)
+        rounded, invalid = torch.stack(counts).sum(0).tolist()
+        if invalid > max_invalid:
+            raise ValueError(
+                f"codes, scale, zero: {invalid} values are non-finite or out of range for {spec.format.name}; repair "
+                f"the checkpoint or pass max_invalid={invalid}"
+            )
+        if rounded > max_rounded:
+            raise ValueError(
+                f"{rounded} scale groups lie too far below their row's largest for operand {spec.operand.name}; pack "
+                f"for Operand.bf16, which is exact, or pass max_rounded={rounded}"
+            )
+        if rounded:
+            warnings.warn(f"{rounded} scale groups of a {list(first.shape)} weight were rounded", stacklevel=2)
+        own = torch.stack(secondary) if secondary else None
+        scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
+        return cls(packed, scale2, desc)
+
+    @property
+    def fields(self) -> WeightDesc:
+        """The descriptor's integers by name."""
+        return WeightDesc.of(self.desc)
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The quantisation inside the records; it does not tell the granularity of `scale2`."""
+        fields = self.fields
+        return QuantSpec(
+            format=WeightFormat(fields.format),
+            group=fields.group,
+            scale_dtype=ScaleType(fields.scale_type).dtype,
+            zero=ZeroKind(fields.zero),
+            operand=Operand(fields.operand),
+            gate_up=bool(fields.gate_up),
+        )
+
+    @property
+    def shape(self) -> torch.Size:
+        """Logical shape, [n, k] or [experts, n, k]."""
+        fields = self.fields
+        return torch.Size([fields.experts, fields.n, fields.k] if fields.experts else [fields.n, fields.k])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return self.packed.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight, with all scales and padding."""
+        return self.packed.nbytes + (self.scale2.nbytes if self.scale2 is not None else 0)
+
+    def dequantize(self) -> Tensor:
+        """The float32 weight in `shape`, rows in logical order. A new tensor."""
+        return torch.ops.humming.decode_packed(self.packed, self.scale2, self.desc)
+
+    def codes(self) -> Tensor:
+        """The codes, one per byte: uint8 in `shape`, rows in logical order. A new tensor."""
+        return torch.ops.humming.decode_packed(self.packed, None, self.desc, codes=True)
+
+    def to(self, device: torch.device | str) -> "PackedWeight":
+        """The weight on `device`. It shares memory with this one if it was there already."""
+        scale2 = self.scale2.to(device) if self.scale2 is not None else None
+        return PackedWeight(self.packed.to(device), scale2, self.desc)
+
+    def state(self, prefix: str = "") -> dict[str, Tensor]:
+        """The tensors to store: `packed` and `scale2`, which alias this weight's, and `desc` (int64 [10])."""
+        state = {f"{prefix}packed": self.packed, f"{prefix}desc": torch.tensor(self.desc)}
+        if self.scale2 is not None:
+            state[f"{prefix}scale2"] = self.scale2
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], prefix: str = "") -> "PackedWeight":
+        """The weight whose `state(prefix)` is in `state`, aliasing its tensors. Raises KeyError if one is missing."""
+        return cls(state[f"{prefix}packed"], state.get(f"{prefix}scale2"), state[f"{prefix}desc"].tolist())
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        parts = [f"{spec.format.name} {list(self.shape)}", f"operand {spec.operand.name}"]
+        if spec.group:
+            parts.append(f"{ScaleType.of(spec.scale_dtype).name} scales per {spec.group}")
+        if spec.zero != ZeroKind.none:
+            parts.append("offsets" if spec.zero == ZeroKind.floating else "zero points")
+        if self.scale2 is not None:
+            parts.append(f"scale2 {list(self.scale2.shape)}")
+        if spec.gate_up:
+            parts.append("gate_up")
+        parts.append(f"{self.nbytes} bytes, {8 * self.nbytes / self.shape.numel():.2f} bits per weight")
+        return f"PackedWeight({', '.join(parts)}, {self.device}, layout {self.fields.layout_version})"
+
+
+def save_weights(weights: Mapping[str, PackedWeight], path: str | PathLike[str]) -> None:
+    """Writes packed weights to a safetensors file, as `NAME.packed`, `NAME.scale2` and `NAME.desc`."""
+    tensors = {key: value for name, weight in weights.items() for key, value in weight.state(f"{name}.").items()}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+
+
+def load_weights(path: str | PathLike[str], device: torch.device | str = "cpu") -> dict[str, PackedWeight]:
+    """The packed weights of a safetensors file, by name. Tensors that belong to none are not read.
+
+    Raises RuntimeError if a weight's layout version or descriptor is not legal in this build.
+    """
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        keys = set(file.keys())
+        names = sorted(key.removesuffix(".packed") for key in keys if key.endswith(".packed"))
+        states = {
+            name: {part: file.get_tensor(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in keys}
+            for name in names
+        }
+    return {name: PackedWeight.from_state(state) for name, state in states.items()}
