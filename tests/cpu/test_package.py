@@ -1,0 +1,395 @@
+"""The Python surface: packed weights, layers, plans, files, and life beside other packages."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import humming_ext as he
+import numpy as np
+import pytest
+import torch
+from oracle.activations import quantise, quantised_values
+from oracle.formats import FORMATS, finite_codes, value_table
+from oracle.matmul import gemm
+from oracle.rounding import ROUND
+from oracle.weights import decode, dequantise, pack_bitstream
+from support import OPERANDS, SCALE_TYPES, ZERO_KINDS, array, assert_as_accurate, assert_bits_equal
+
+ops = torch.ops.humming
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Standard output of a fresh interpreter; fails with its errors."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- enumerations ---------------------------------------------------------------------------------------------------
+
+
+def test_formats_equal_the_oracles_table() -> None:
+    assert {fmt.name: int(fmt) for fmt in he.WeightFormat} == {name: fmt.id for name, fmt in FORMATS.items()}
+    for fmt in he.WeightFormat:
+        for field in ("kind", "bits", "exponent_bits", "mantissa_bits"):
+            assert getattr(fmt, field) == getattr(FORMATS[fmt.name], field)
+
+
+@pytest.mark.parametrize(
+    ("enum", "numbers"), [(he.Operand, OPERANDS), (he.ScaleType, SCALE_TYPES), (he.ZeroKind, ZERO_KINDS)]
+)
+def test_stored_numbers_never_change(enum, numbers: dict[str, int]) -> None:
+    assert {member.name: int(member) for member in enum} == numbers
+
+
+def test_build_info() -> None:
+    info = he.build_info()
+    assert info["version"] == he.__version__ == importlib.metadata.version("humming_ext")
+    assert info["layout_version"] == 1
+    assert info["cpu_isa"] in ("x86-64-v4", "x86-64-v3", "baseline")
+    assert isinstance(info["instances"], list) and isinstance(info["cuda_archs"], list)
+    assert info == json.loads(ops.build_info())
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "operand", "words"),
+    [
+        (torch.bfloat16, "bf16", "fp32 sums"),
+        (torch.float16, "fp16", "fp32 sums"),
+        (torch.float8_e4m3fn, "e4m3", "fp32 sums"),
+        (torch.float8_e5m2, "bf16", "widened"),
+        (torch.int8, "s8", "int32"),
+        (torch.uint8, "s8", "widened"),
+    ],
+)
+def test_plans_name_the_operand_and_the_accumulation(dtype: torch.dtype, operand: str, words: str) -> None:
+    spec = he.QuantSpec(he.WeightFormat.int4, scale_dtype=torch.float32).for_activation(dtype, widen=True)
+    assert spec.operand.name == operand
+    plan = he.explain(spec.desc(128, 256), dtype, tokens=5)
+    assert f"operand {operand}" in plan and words in plan and "5 tokens" in plan
+
+
+def test_plans_of_gpus_say_that_there_is_no_instance() -> None:
+    desc = he.QuantSpec(he.WeightFormat.int4).desc(128, 128)
+    assert "no instance" in he.explain(desc, torch.bfloat16, cuda=True)
+    with pytest.raises(RuntimeError, match="x has dtype float32"):
+        he.explain(desc, torch.float32)
+
+
+def test_widening_is_asked_for() -> None:
+    spec = he.QuantSpec(he.WeightFormat.e2m1, group=16, scale_dtype=torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="widen=True"):
+        spec.for_activation(torch.float8_e4m3fn)
+    assert spec.for_activation(torch.float8_e4m3fn, widen=True).operand == he.Operand.bf16
+
+
+# ---- PackedWeight ---------------------------------------------------------------------------------------------------
+
+
+def random_codes(name: str, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).choice(finite_codes(name), shape)
+
+
+@pytest.mark.parametrize(
+    ("group", "block_rows", "scale_shape"),
+    [
+        (0, 0, (1,)),  # tensor
+        (0, 1, (96, 1)),  # channel
+        (0, 32, (3, 1)),
+        (128, 128, (1, 3)),  # blocks
+        (32, 32, (3, 10)),
+        (64, 1, (96, 5)),
+        (48, 1, (96, 7)),  # packed as groups of 16
+        (256, 1, (96, 2)),  # packed as groups of 128
+        (320, 1, (96, 1)),  # packed as groups of 64
+    ],
+)
+def test_every_granularity_of_scales(group: int, block_rows: int, scale_shape: tuple[int, ...]) -> None:
+    codes = random_codes("e4m3", 96, 320)
+    scale = np.random.default_rng(1).uniform(0.5, 2, scale_shape).astype(np.float32)
+    spec = he.QuantSpec(he.WeightFormat.e4m3, group=group, block_rows=block_rows, scale_dtype=torch.float32)
+    weight = he.PackedWeight.pack(torch.from_numpy(codes), torch.from_numpy(scale), spec=spec)
+    rows = np.arange(96) // block_rows if block_rows else np.zeros(96, int)
+    columns = np.arange(320) // group if group else np.zeros(320, int)
+    expected = value_table("e4m3")[codes].astype(np.float32) * scale.reshape(rows[-1] + 1, -1)[rows][:, columns]
+    assert_bits_equal(weight.dequantize(), torch.from_numpy(expected))
+    assert_bits_equal(weight.codes(), torch.from_numpy(codes))
+    assert tuple(weight.shape) == (96, 320)
+
+
+def test_float8_tensors_are_codes() -> None:
+    values = torch.randn(64, 128).to(torch.float8_e4m3fn)
+    weight = he.PackedWeight.pack(values, spec=he.QuantSpec(he.WeightFormat.e4m3))
+    assert_bits_equal(weight.dequantize(), values.float())
+
+
+def test_bitstreams_need_k() -> None:
+    codes = random_codes("int3", 40, 72)
+    stream = torch.from_numpy(pack_bitstream(codes, 3))
+    spec = he.QuantSpec(he.WeightFormat.int3)
+    assert_bits_equal(he.PackedWeight.pack(stream, spec=spec, code_bits=3, k=72).codes(), torch.from_numpy(codes))
+    with pytest.raises(ValueError, match="k: required"):
+        he.PackedWeight.pack(stream, spec=spec, code_bits=3)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_experts_pack_like_their_parts(interleaved: bool, as_list: bool) -> None:
+    codes = torch.from_numpy(random_codes("e2m1", 3, 80, 160))
+    exponents = np.random.default_rng(2).integers(120, 128, (3, 80, 5)).astype(np.uint8)
+    scale = torch.from_numpy(exponents)
+    spec = he.QuantSpec(
+        he.WeightFormat.e2m1, group=32, scale_dtype=torch.float8_e8m0fnu, operand=he.Operand.e4m3, gate_up=True
+    )
+    given = (list(codes), list(scale)) if as_list else (codes, scale)
+    together = he.PackedWeight.pack(*given, spec=spec, interleaved=interleaved)
+    values = together.dequantize()
+    order = np.r_[0:80:2, 1:80:2] if interleaved else np.arange(80)
+    expected = decode(codes.numpy(), "e2m1", scale=np.exp2(exponents.astype(float) - 127), group=32)[:, order]
+    assert_bits_equal(values, torch.from_numpy(np.ascontiguousarray(expected)))
+    for expert in range(3):
+        one = he.PackedWeight.pack(codes[expert], scale[expert], spec=spec, interleaved=interleaved)
+        assert_bits_equal(together.packed[expert], one.packed)
+        assert_bits_equal(together.scale2[expert], one.scale2)
+
+
+def test_a_secondary_scale_multiplies_what_the_weight_has() -> None:
+    codes = torch.from_numpy(random_codes("e2m1", 40, 64))
+    scale = torch.from_numpy(np.random.default_rng(3).integers(0x30, 0x40, (40, 4)).astype(np.uint8)).view(
+        torch.float8_e4m3fn
+    )
+    spec = he.QuantSpec(he.WeightFormat.e2m1, group=16, scale_dtype=torch.float8_e4m3fn)
+    secondary = torch.tensor([0.37])
+    weight = he.PackedWeight.pack(codes, scale, spec=spec, scale2=secondary)
+    expected = decode(codes.numpy(), "e2m1", scale=array(scale), group=16, scale2=secondary.numpy())
+    assert_bits_equal(weight.dequantize(), torch.from_numpy(expected))
+
+
+def test_what_would_be_lost_is_an_error_until_allowed() -> None:
+    codes = torch.from_numpy(random_codes("e2m1", 64, 64))
+    exponents = torch.full((64, 2), 127, dtype=torch.uint8)
+    exponents[5, 1] = 100
+    spec = he.QuantSpec(he.WeightFormat.e2m1, group=32, scale_dtype=torch.float8_e8m0fnu, operand=he.Operand.e4m3)
+    with pytest.raises(ValueError, match=r"1 scale groups.*bf16.*max_rounded=1"):
+        he.PackedWeight.pack(codes, exponents, spec=spec)
+    with pytest.warns(UserWarning, match="1 scale groups"):
+        he.PackedWeight.pack(codes, exponents, spec=spec, max_rounded=1)
+    broken = torch.full((8, 64), 0x7F, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"512 values.*e4m3"):
+        he.PackedWeight.pack(broken, spec=he.QuantSpec(he.WeightFormat.e4m3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": None}, "scale: missing"),
+        ({"zero": torch.zeros(64, 4, dtype=torch.uint8)}, "zero: given"),
+        ({"scale": torch.ones(64, 3)}, "scale: shape"),
+        ({"scale": torch.ones(64, 4).half()}, "scale: torch.float16"),
+        ({"codes": torch.zeros(64, dtype=torch.uint8)}, "codes: shape"),
+        ({"scale2": torch.ones(3)}, "scale2: "),
+    ],
+)
+def test_tensors_that_do_not_fit_the_spec_are_named(changes: dict, message: str) -> None:
+    spec = he.QuantSpec(he.WeightFormat.int4, group=32, scale_dtype=torch.float32)
+    arguments = {"codes": torch.zeros(64, 128, dtype=torch.uint8), "scale": torch.ones(64, 4), **changes}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        he.PackedWeight.pack(**arguments, spec=spec)
+
+
+@pytest.fixture(scope="module")
+def int4_weight() -> he.PackedWeight:
+    spec = he.QuantSpec(he.WeightFormat.int4, group=64, scale_dtype=torch.bfloat16)
+    scale = torch.rand(72, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return he.PackedWeight.pack(torch.from_numpy(random_codes("int4", 72, 192)), scale, spec=spec)
+
+
+def test_a_wrong_pairing_is_an_error_and_no_noise(int4_weight: he.PackedWeight) -> None:
+    other = he.QuantSpec(he.WeightFormat.int4, group=32, scale_dtype=torch.bfloat16).desc(72, 192)
+    with pytest.raises(ValueError, match="packed: "):
+        he.PackedWeight(int4_weight.packed, None, other)
+    with pytest.raises(RuntimeError, match="packed has shape"):
+        ops.gemm(torch.zeros(1, 192).bfloat16(), None, int4_weight.packed, None, None, other)
+    with pytest.raises(RuntimeError, match="layout version 7"):
+        he.PackedWeight(int4_weight.packed, None, [7, *int4_weight.desc[1:]])
+    with pytest.raises(ValueError, match="scale2: "):
+        he.PackedWeight(int4_weight.packed, torch.ones(71), int4_weight.desc)
+    with pytest.raises(ValueError, match="desc: expected 10 integers"):
+        he.PackedWeight(int4_weight.packed, None, int4_weight.desc[:5])
+
+
+def test_files_keep_everything(int4_weight: he.PackedWeight, tmp_path) -> None:
+    spec = he.QuantSpec(he.WeightFormat.int8, scale_dtype=torch.float32, operand=he.Operand.s8)
+    int8 = he.PackedWeight.pack(torch.from_numpy(random_codes("int8", 2, 40, 64)), torch.rand(2, 40, 1), spec=spec)
+    he.save_weights({"a.b": int4_weight, "c": int8}, tmp_path / "w.safetensors")
+    loaded = he.load_weights(tmp_path / "w.safetensors")
+    assert loaded.keys() == {"a.b", "c"}
+    for name, weight in {"a.b": int4_weight, "c": int8}.items():
+        assert loaded[name].desc == weight.desc
+        assert_bits_equal(loaded[name].packed, weight.packed)
+        assert_bits_equal(loaded[name].dequantize(), weight.dequantize())
+    assert loaded["a.b"].scale2 is None
+    assert_bits_equal(loaded["c"].scale2, int8.scale2)
+
+
+def test_files_of_another_layout_version_are_refused(int4_weight: he.PackedWeight, tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    state = int4_weight.state("w.")
+    state["w.desc"] = state["w.desc"].clone()
+    state["w.desc"][0] += 1
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(RuntimeError, match=r"layout version 2.*pack the weight again"):
+        he.load_weights(tmp_path / "w.safetensors")
+
+
+# ---- QuantLinear ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 5)])
+def test_linear_layers_multiply(dtype: str, lead: tuple[int, ...]) -> None:
+    operand = he.Operand[dtype]
+    spec = he.QuantSpec(he.WeightFormat.int4, group=64, scale_dtype=torch.float32, operand=operand)
+    codes, scale = (
+        random_codes("int4", 72, 192),
+        np.random.default_rng(5).uniform(0.01, 0.1, (72, 3)).astype(np.float32),
+    )
+    bias = torch.linspace(-1, 1, 72)
+    layer = he.QuantLinear(he.PackedWeight.pack(torch.from_numpy(codes), torch.from_numpy(scale), spec=spec), bias)
+    x = torch.randn(*lead, 192, generator=torch.Generator().manual_seed(1)).to(
+        getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[dtype])
+    )
+    y = layer(x)
+    assert tuple(y.shape) == (*lead, 72) and y.dtype == x.dtype
+    weights = dequantise(codes, "int4", scale=scale, group=64)
+    exact = gemm(array(x).reshape(-1, 192), weights, bias=array(bias))
+    plain = x.reshape(-1, 192).float() @ torch.from_numpy(ROUND[dtype](weights)).float().T + bias
+    assert_as_accurate(y.reshape(-1, 72), exact, plain.to(x.dtype))
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "int8", "int4", "e5m2"])
+@pytest.mark.parametrize("group", [0, 128])
+def test_linear_layers_quantise_their_input(kind: str, group: int) -> None:
+    dtype = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8, "int4": torch.uint8}[kind]
+    spec = he.QuantSpec(he.WeightFormat.int4, scale_dtype=torch.float32).for_activation(dtype, group, widen=True)
+    codes, scale = random_codes("int4", 72, 256), torch.full((72, 1), 0.05)
+    layer = he.QuantLinear(
+        he.PackedWeight.pack(torch.from_numpy(codes), scale, spec=spec), activation=dtype, activation_group=group
+    )
+    x = torch.randn(4, 256, generator=torch.Generator().manual_seed(2)).bfloat16()
+    q, x_scale = quantise(x.float().numpy(), kind, group)
+    numbers = quantised_values(q, kind) * np.repeat(x_scale, group or 256, axis=1)
+    exact = gemm(numbers, dequantise(codes, "int4", scale2=scale.numpy()[:, 0]))
+    plain = torch.from_numpy(numbers).float() @ torch.from_numpy(value_table("int4")[codes]).float().T * 0.05
+    assert_as_accurate(layer(x), exact, plain.bfloat16())
+
+
+def test_linear_layers_survive_casts_and_state_dicts(int4_weight: he.PackedWeight) -> None:
+    spec = he.QuantSpec(he.WeightFormat.int8, scale_dtype=torch.float32)
+    weight = he.PackedWeight.pack(torch.from_numpy(random_codes("int8", 72, 192)), torch.rand(72, 1), spec=spec)
+    layer = he.QuantLinear(weight, torch.zeros(72))
+    cast = layer.to(torch.bfloat16)
+    assert cast.scale2.dtype == torch.float32 and cast.bias.dtype == torch.bfloat16
+    assert_bits_equal(cast.weight.dequantize(), weight.dequantize())
+
+    blank = he.QuantLinear(
+        he.PackedWeight(torch.zeros_like(weight.packed), torch.ones(72), weight.desc), torch.ones(72)
+    )
+    blank.load_state_dict(layer.state_dict())
+    assert_bits_equal(blank.weight.dequantize(), weight.dequantize())
+    with pytest.raises(ValueError, match="desc"):
+        he.QuantLinear(int4_weight, torch.zeros(72)).load_state_dict(layer.state_dict())
+
+
+def test_linear_layers_name_what_does_not_fit(int4_weight: he.PackedWeight) -> None:
+    with pytest.raises(ValueError, match="bias: shape"):
+        he.QuantLinear(int4_weight, torch.zeros(71))
+    spec = he.QuantSpec(he.WeightFormat.int8)
+    experts = he.PackedWeight.pack(torch.from_numpy(random_codes("int8", 2, 40, 64)), spec=spec)
+    with pytest.raises(ValueError, match=r"weight: .*experts"):
+        he.QuantLinear(experts)
+
+
+# ---- GGUF -----------------------------------------------------------------------------------------------------------
+
+
+def test_gguf_q4_1_equals_the_ggml_definition(tmp_path) -> None:
+    gguf = pytest.importorskip("gguf", reason="the PyPI package gguf is not installed")
+    from humming_ext.checkpoints.gguf import GgufFile
+
+    values = np.random.default_rng(0).standard_normal((48, 96)).astype(np.float32)
+    blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("w", blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+    writer.add_tensor("f", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    file = GgufFile(tmp_path / "m.gguf")
+    assert file.types() == {"w": "Q4_1", "f": "F32"}
+    exact = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1)
+    np.testing.assert_array_equal(file.tensor("f").numpy(), values)
+    np.testing.assert_array_equal(file.tensor("w").numpy(), exact)
+    q4 = file.q4_1("w")
+    weight = he.PackedWeight.pack(*q4, spec=q4.spec())
+    np.testing.assert_allclose(weight.dequantize().numpy(), exact, rtol=2e-7, atol=2e-7)
+    with pytest.raises(ValueError, match="f: type F32"):
+        file.q4_1("f")
+    with pytest.raises(KeyError):
+        file.q4_1("missing")
+
+
+# ---- the process around us ------------------------------------------------------------------------------------------
+
+BOTH = """
+import sys, importlib, torch
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import humming_ext
+spec = humming_ext.QuantSpec(humming_ext.WeightFormat.int4)
+weight = humming_ext.PackedWeight.pack(torch.full((64, 64), 9, dtype=torch.uint8), spec=spec)
+x = torch.ones(2, 64, dtype=torch.bfloat16)
+assert torch.ops.humming.gemm(x, None, weight.packed, None, None, weight.desc).eq(64).all()
+assert torch.ops.humming.pack_weight.default  # an op of the other package
+"""
+
+
+@pytest.mark.parametrize("order", [("humming_ext", "humming"), ("humming", "humming_ext")], ids="-then-".join)
+def test_import_beside_humming_kernels(order: tuple[str, str]) -> None:
+    """Both register ops in the namespace `humming`."""
+    try:
+        importlib.metadata.version("humming-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("humming-kernels is not installed")
+    run_python(BOTH, *order)
+
+
+def test_importing_needs_no_optional_package_and_is_quiet() -> None:
+    code = """
+import sys
+for name in ("gguf", "transformers", "triton"):
+    sys.modules[name] = None
+import humming_ext
+"""
+    assert run_python(code) == ""
+
+
+def test_the_command_line_prints_facts() -> None:
+    done = subprocess.run([sys.executable, "-m", "humming_ext", "info"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert he.__version__ in done.stdout and "e2m1" in done.stdout and he.build_info()["cpu_isa"] in done.stdout
+
+
+def test_the_command_line_lists_a_file(int4_weight: he.PackedWeight, tmp_path) -> None:
+    he.save_weights({"layer": int4_weight}, tmp_path / "w.safetensors")
+    command = [sys.executable, "-m", "humming_ext", "inspect", str(tmp_path / "w.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "layer: PackedWeight(int4 [72, 192]" in done.stdout
