@@ -23,7 +23,7 @@ ACTIVATIONS = {"fp8 e4m3": ("e4m3",), "int8": ("s8",), "int4": ("s4", "s8")}
 ORDERS = {"e4m3": "k32", "s8": "k32", "s4": "k64"}  # besides k16 for bf16 and fp16, which every format has
 # Op -> the manifest's family of its CUDA kernels.
 FAMILIES = {
-    "gemm": "gemm",
+    "gemm": "gemm_sm90",
     "moe_gemm": "moe_gemm",
     "quantize_activation": "quantize",
     "moe_align": "moe_align",

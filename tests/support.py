@@ -337,6 +337,14 @@ def assert_as_accurate(actual: torch.Tensor, exact: np.ndarray, plain: torch.Ten
     assert rms <= rms_bound, f"{what}: root mean square error {rms:.3e}, allowed {rms_bound:.3e}"
 
 
+def poison(x: torch.Tensor, rows: np.ndarray) -> None:
+    """Fills rows that no op may read with NaN (integers: a large number), unlike the 0xFF of outputs nobody wrote."""
+    if x.element_size() > 1:
+        x[rows] = float("nan")
+    else:
+        x.view(torch.uint8)[rows] = 0xFF if x.dtype == torch.float8_e8m0fnu else 0x7F
+
+
 @contextmanager
 def guarded(
     shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu", pitch: int | None = None

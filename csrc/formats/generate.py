@@ -28,7 +28,13 @@ class WeightFormat(enum.IntEnum):
     operands: tuple[str, ...]  #: tensor-core operand types that hold every value exactly, besides bf16 and fp16
 
     def __new__(
-        cls, value: int, kind: str, bits: int, exponent_bits: int, mantissa_bits: int, operands: tuple[str, ...]
+        cls,
+        value: int,
+        kind: str = "",
+        bits: int = 0,
+        exponent_bits: int = 0,
+        mantissa_bits: int = 0,
+        operands: tuple[str, ...] = (),
     ) -> "WeightFormat":
         member = int.__new__(cls, value)
         member._value_ = value

@@ -10,6 +10,7 @@
 #include "ops/checks.h"
 #include "ops/cpu_dispatch.h"
 #include "ops/tensor_check.h"
+#include "select/gemm_sm90.h"
 
 namespace humming {
 namespace {
@@ -31,6 +32,35 @@ std::string accumulation(const WeightDesc& desc) {
                     : "exact int32 sums, scaled after the last column";
 }
 
+// The GPU that plans are made for: the first one here, or an H200 where there is none.
+DeviceInfo planning_device() {
+  DeviceInfo device{90, 132, 232448, 233472};
+#ifdef HUMMING_WITH_CUDA
+  int major = 0, minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) == cudaSuccess) {
+    device.capability = 10 * major + minor;
+    cudaDeviceGetAttribute(&device.num_sms, cudaDevAttrMultiProcessorCount, 0);
+    cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+    cudaDeviceGetAttribute(&device.shared_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, 0);
+  }
+  cudaGetLastError();  // a machine without a GPU is no error here
+#endif
+  return device;
+}
+
+// A call with contiguous, aligned rows and a bf16 result.
+GemmParams typical_problem(const WeightDesc& desc, DType x, int64_t tokens) {
+  GemmParams problem{};
+  problem.desc = desc;
+  problem.x_dtype = x;
+  problem.rows = problem.out_rows = tokens;
+  problem.x_row_bytes = (desc.k * dtype_bits(x) / 8 + 127) / 128 * 128;
+  problem.out_dtype = DType::bf16;
+  problem.out_row_stride = problem.out_columns = desc.n;
+  return problem;
+}
+
 std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens, bool cuda) {
   const char* op = "humming::plan";
   const WeightDesc desc = parse_desc(op, desc_ints);
@@ -41,12 +71,14 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
              desc.experts ? concat(desc.experts, " x ") : "", desc.n, " x ", desc.k, ", x ", to_text(x_dtype),
              x == DType::int4 ? " (two int4 per byte)" : "", "; operand ", operand_name(desc.operand),
              widening(desc, x), ", ", accumulation(desc), "; ");
-  if (cuda) {
-    return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
-                  *kCudaArchs ? kCudaArchs : "none",
-                  ") has no matrix product on the GPU; move x and the weight to the CPU");
+  if (!cuda) return concat(text, "CPU kernels, ", cpu_kernels().name);
+  if (desc.experts == 0 && tokens > 0) {
+    const GemmSm90Plan plan = plan_gemm_sm90(typical_problem(desc, x, tokens), planning_device());
+    if (plan.entry != nullptr) return concat(text, "CUDA instance ", plan.entry->entry.name);
   }
-  return concat(text, "CPU kernels, ", cpu_kernels().name);
+  return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
+                *kCudaArchs ? kCudaArchs : "none",
+                ") has no such product for the GPU; move x and the weight to the CPU");
 }
 
 std::string json_string(const std::string& text) {

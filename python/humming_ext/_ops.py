@@ -30,6 +30,15 @@ def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {list(tensor.shape)}")
 
 
+def _weight_fields(packed: Tensor, desc: list[int]) -> WeightDesc:
+    """The fields of `desc`, if a tensor as small as `packed` can hold its codes: nothing is allocated for others."""
+    fields = WeightDesc.of(desc)
+    if min(fields.n, fields.k) < 1 or fields.n * fields.k * max(fields.experts, 1) > 8 * packed.numel():
+        shape = packed_shape(desc)  # raises for sizes that are not legal
+        raise ValueError(f"packed: shape {list(packed.shape)} is not the {shape} of desc {desc}")
+    return fields
+
+
 def _ceil_div(value: int, divisor: int) -> int:
     return (value + divisor - 1) // divisor
 
@@ -40,8 +49,16 @@ def _result_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
     return x.dtype if x.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
-def _workspace(x: Tensor) -> Tensor:
-    return x.new_empty(0, dtype=torch.uint8)  # no kernel needs one yet
+def _workspace(out: Tensor, num_bytes: int = 0) -> Tensor:
+    return out.new_empty(num_bytes, dtype=torch.uint8)
+
+
+def _row_copy_bytes(x: Tensor) -> int:
+    """Workspace of gemm on a GPU, which copies rows of x that do not begin at multiples of 16 bytes."""
+    size = x.element_size()
+    if not x.is_cuda or (x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0):
+        return 0
+    return x.shape[0] * _ceil_div(x.shape[1] * size, _PITCH_BYTES) * _PITCH_BYTES
 
 
 def _gemm_outputs(
@@ -55,12 +72,12 @@ def _gemm_outputs(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     _check_rank("x", x, 2)
-    return x.new_empty((x.shape[0], WeightDesc.of(desc).n), dtype=_result_dtype(x, out_dtype))
+    return x.new_empty((x.shape[0], _weight_fields(packed, desc).n), dtype=_result_dtype(x, out_dtype))
 
 
 def _gemm(*args: Any, out_dtype: torch.dtype | None = None) -> Tensor:
     out = _gemm_outputs(*args, out_dtype=out_dtype)
-    _ops.gemm.out(*args, out=out, workspace=_workspace(out))
+    _ops.gemm.out(*args, out=out, workspace=_workspace(out, _row_copy_bytes(args[0])))
     return out
 
 
@@ -89,7 +106,7 @@ def _moe_gemm_outputs(
         raise ValueError(f'layout = "{layout}" is not "indexed", "contiguous" or "masked"')
     _check_rank("x", x, 3 if layout == "masked" else 2)
     rows = [x.shape[0] * top_k] if layout == "indexed" else list(x.shape[:-1])
-    n = WeightDesc.of(desc).n
+    n = _weight_fields(packed, desc).n
     columns = n // 2 if is_gated(activation) else n
     return x.new_empty([*rows, columns], dtype=_result_dtype(x, out_dtype))
 
@@ -193,7 +210,7 @@ def _prepack(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _decode_packed_outputs(packed: Tensor, scale2: Tensor | None, desc: list[int], *, codes: bool = False) -> Tensor:
-    fields = WeightDesc.of(desc)
+    fields = _weight_fields(packed, desc)
     shape = [fields.experts, fields.n, fields.k] if fields.experts else [fields.n, fields.k]
     return packed.new_empty(shape, dtype=torch.uint8 if codes else torch.float32)
 

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from ._scales import expand
+from .formats import WeightFormat
 from .spec import QuantSpec
 
 _E8M0 = torch.float8_e8m0fnu
+_CODE_DTYPES = {torch.float8_e4m3fn: WeightFormat.e4m3, torch.float8_e5m2: WeightFormat.e5m2}
 
 
 def pack_one(
@@ -20,7 +22,9 @@ def pack_one(
     if codes.dim() != 2:
         raise ValueError(f"codes: expected [n, k] for each weight, got {list(codes.shape)}")
     n = codes.shape[0]
-    if codes.is_floating_point():
+    if codes.dtype in _CODE_DTYPES:
+        if _CODE_DTYPES[codes.dtype] != spec.format:
+            raise ValueError(f"codes: {codes.dtype} are no codes of {spec.format.name}")
         codes = codes.view(torch.uint8)
     secondary = None
     if scale is not None:

@@ -15,7 +15,7 @@ from ._demo_model import NUM_EXPERTS, SmolLM, find_gguf
 from ._explain import explain
 from .checkpoints.gguf import Q4_1
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is photosynthesis?"
 MIN_TOKENS = 1024
 DECODE_TOKENS = 64
 MAX_RMS_RATIO = 2.0  # logit error against that of torch bf16
@@ -45,17 +45,16 @@ class Result:
         return None
 
 
-def choose_device() -> tuple[torch.device, str]:
-    """CUDA if it has kernels for the demo's weights, else the CPU; and its name, with the reason if there is a GPU."""
+def choose_device(experts: int = 0) -> tuple[torch.device, str]:
+    """CUDA if it has a kernel for the demo's weights, else the CPU; and a sentence that says why."""
     cpu = f"cpu, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         return torch.device("cpu"), cpu
-    gpu = torch.cuda.get_device_name()
-    for desc in (Q4_1.spec().desc(576, 576), Q4_1.spec(gate_up=True).desc(384, 576, NUM_EXPERTS)):
-        plan = explain(desc, torch.bfloat16, cuda=True)
-        if "no instance" in plan:
-            return torch.device("cpu"), f"{cpu}; not {gpu}, because of its plan: {plan}"
-    return torch.device("cuda"), gpu
+    plan = explain(Q4_1.spec().desc(576, 576, experts), torch.bfloat16, cuda=True)
+    name = torch.cuda.get_device_name()
+    if "no instance" in plan:
+        return torch.device("cpu"), f"{cpu} ({name} is there, but: {plan})"
+    return torch.device("cuda"), name
 
 
 @torch.inference_mode()
@@ -68,7 +67,7 @@ def compare(model: torch.nn.Module, texts: list[Tensor], references: list[Tensor
     """RMS of the model's logit differences from `references`, and percent of positions with the same best token."""
     squares, same, tokens = 0.0, 0, 0
     for ids, reference in zip(texts, references, strict=True):
-        logits = logits_of(model, ids)
+        logits = logits_of(model, ids.to(model.device)).to(reference.device)
         same += int((logits.argmax(1) == reference.argmax(1)).sum())
         squares += float((logits - reference).square_().mean(1).sum())
         tokens += len(logits)
@@ -93,8 +92,11 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
     path = find_gguf()
     device, device_text = choose_device()
+    mixture_device, mixture_text = choose_device(NUM_EXPERTS)
     print(f"model     {path.name}")
     print(f"device    {device_text}", flush=True)
+    if mixture_device != device:
+        print(f"          experts: {mixture_text}", flush=True)
 
     lm = SmolLM(path)
     lm.model.to(device)
@@ -114,7 +116,7 @@ def main() -> int:
 
     def measure(name: str) -> Result:
         rms, agreement = compare(lm.model, texts, references)
-        tokens, speed = decode(lm.model, prompt)
+        tokens, speed = decode(lm.model, prompt.to(lm.model.device))
         end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
         result = Result(name, rms, agreement, speed, str(tokenizer.decode(tokens[:end])).strip())
         print(result.row(), flush=True)
@@ -126,14 +128,16 @@ def main() -> int:
     plain = measure("torch bf16")
     lm.to_packed(device)
     dense = measure("humming dense")
-    lm.to_experts(device)
+    plan = explain(lm.packed[0], torch.bfloat16)
+    lm.model.to(mixture_device)
+    lm.to_experts(mixture_device)
     mixture = measure(f"humming {NUM_EXPERTS} experts")
 
     packed_bytes = sum(weight.nbytes for weight in lm.packed)
     bf16_bytes = sum(2 * weight.shape.numel() for weight in lm.packed)
     print(f"\npacked    {len(lm.packed)} weights in {packed_bytes:,} bytes; as bf16 {bf16_bytes:,} bytes")
-    for weight in (lm.packed[0], lm.experts[0]):
-        print(f"plan      {explain(weight, torch.bfloat16)}")
+    for text in (plan, explain(lm.experts[0], torch.bfloat16)):
+        print(f"plan      {text}")
     print(f"question  {QUESTION}")
     print(f"answer    {dense.answer}")
     failures = [failure for form in (dense, mixture) if (failure := form.failure(plain))]

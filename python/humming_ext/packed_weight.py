@@ -112,7 +112,11 @@ class PackedWeight:
             (packed if dense else packed[expert]).copy_(result)
             secondary += [factor] if factor is not None else []
             counts.append(count)
+        own = torch.stack(secondary) if secondary else None
+        scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
         rounded, invalid = torch.stack(counts).sum(0).tolist()
+        if scale2 is not None:
+            invalid += scale2.numel() - int(scale2.isfinite().sum())
         if invalid > max_invalid:
             raise ValueError(
                 f"codes, scale, zero: {invalid} values are non-finite or out of range for {spec.format.name}; repair "
@@ -125,8 +129,6 @@ class PackedWeight:
             )
         if rounded:
             warnings.warn(f"{rounded} scale groups of a {list(first.shape)} weight were rounded", stacklevel=2)
-        own = torch.stack(secondary) if secondary else None
-        scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
         return cls(packed, scale2, desc)
 
     @property

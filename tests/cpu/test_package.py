@@ -73,9 +73,13 @@ def test_plans_name_the_operand_and_the_accumulation(dtype: torch.dtype, operand
     assert f"operand {operand}" in plan and words in plan and "5 tokens" in plan
 
 
-def test_plans_of_gpus_say_that_there_is_no_instance() -> None:
-    desc = he.QuantSpec(he.WeightFormat.int4).desc(128, 128)
-    assert "no instance" in he.explain(desc, torch.bfloat16, cuda=True)
+def test_plans_of_gpus_name_the_instance_or_say_that_there_is_none() -> None:
+    desc = he.QuantSpec(he.WeightFormat.int4, group=128, scale_dtype=torch.bfloat16).desc(128, 128)
+    hopper = "90a" in he.build_info()["cuda_archs"]
+    plan = he.explain(desc, torch.bfloat16, cuda=True)
+    assert "no instance" in plan or (hopper and "CUDA instance gemm_sm90_bf16_int4" in plan)
+    mixture = he.QuantSpec(he.WeightFormat.int4).desc(128, 128, 4)
+    assert "no instance" in he.explain(mixture, torch.bfloat16, cuda=True)
     with pytest.raises(RuntimeError, match="x has dtype float32"):
         he.explain(desc, torch.float32)
 

@@ -233,19 +233,9 @@ def test_blocks_that_are_not_aligned_are_refused() -> None:
         launch(call, args, kwargs, outputs)
 
 
-def test_products_name_the_missing_instance() -> None:
-    """No build has matrix products on the GPU yet: a clear error, after the arguments were checked."""
-    case = WeightCase("int4", n=64, k=128)
-    packed = case.make().pack()[0].cuda()
+def test_mixtures_name_the_missing_instance() -> None:
+    """No build has mixture-of-experts products on the GPU yet: a clear error, after the arguments were checked."""
     x = torch.zeros(3, 128, dtype=torch.bfloat16, device="cuda")
-    with pytest.raises(RuntimeError, match=r"humming::gemm: no CUDA instance in this build.*int4 weights x bfloat16"):
-        ops.gemm(x, None, packed, None, None, case.desc)
-    with pytest.raises(RuntimeError, match="humming::gemm: x has shape"):
-        ops.gemm(x[:, :64].contiguous(), None, packed, None, None, case.desc)
-    with pytest.raises(RuntimeError, match="humming::gemm: packed is on cpu"):
-        ops.gemm(x, None, packed.cpu(), None, None, case.desc)
-    assert ops.gemm(x[:0], None, packed, None, None, case.desc).shape == (0, 64)
-
     experts = WeightCase("int4", n=64, k=128, experts=2)
     packed = experts.make().pack()[0].cuda()
     offsets = torch.tensor([0, 1, 3], dtype=torch.int32, device="cuda")
@@ -264,6 +254,22 @@ def test_packed_weights_move_between_devices(tmp_path) -> None:
     assert_bits_equal(gpu.packed.cpu(), cpu.packed)
     assert_bits_equal(gpu.dequantize().cpu(), cpu.dequantize())
     assert_bits_equal(cpu.to("cuda").to("cpu").packed, cpu.packed)
+
+
+def test_packing_memory_does_not_grow_with_the_experts() -> None:
+    """Experts are packed one by one: what the peak adds to the result is the same for 4 and for 16 of them."""
+    n, k = 1024, 2048
+    spec = humming_ext.QuantSpec(humming_ext.WeightFormat.int4, group=64, scale_dtype=torch.bfloat16)
+
+    def extra(experts: int) -> int:
+        codes = torch.randint(0, 16, (experts, n, k), dtype=torch.uint8)
+        scale = torch.rand(experts, n, k // 64).bfloat16()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        weight = humming_ext.PackedWeight.pack(codes, scale, spec=spec, device="cuda")
+        return torch.cuda.max_memory_allocated() - before - weight.nbytes
+
+    assert extra(16) < extra(4) + n * k  # less than the codes of one expert more
 
 
 BESIDE = """

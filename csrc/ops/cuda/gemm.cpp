@@ -1,26 +1,54 @@
-// CUDA registration of gemm and moe_gemm. No build has instances of them: arguments are checked, calls without rows are
-// no-ops, all others are refused.
+// CUDA registration of gemm and moe_gemm. What has no kernel instance is refused after its arguments were checked;
+// calls without rows are no-ops.
 #include <torch/csrc/stable/library.h>
 
 #include "core/check.h"
 #include "instances/instances.h"
 #include "ops/checks.h"
+#include "ops/cuda/launch.h"
 #include "ops/tensor_check.h"
+#include "select/gemm_sm90.h"
 
 namespace humming {
 namespace {
 
-void refuse(const char* op, const GemmParams& params, const Tensor& x) {
-  if (params.rows == 0 || params.out_rows == 0) return;
-  HUMMING_CHECK(false, op, ": no CUDA instance in this build (preset ", kPreset, ", architectures ", kCudaArchs,
-                ") for ", params.desc.format_traits().name, " weights x ", to_text(x.scalar_type()),
-                params.x_dtype == DType::int4 ? " (two int4 per byte)" : "",
-                "; move the tensors to the CPU, where every combination runs");
+bool has_rows(const GemmParams& params) { return params.rows > 0 && params.out_rows > 0; }
+
+[[noreturn]] void refuse(const char* op, const GemmParams& params, const Tensor& x, const std::string& rejections) {
+  throw std::runtime_error(concat(op, ": no CUDA instance in this build (preset ", kPreset, ", architectures ",
+                                  kCudaArchs, ") for ", params.desc.format_traits().name, " weights x ",
+                                  to_text(x.scalar_type()), params.x_dtype == DType::int4 ? " (two int4 per byte)" : "",
+                                  "; move the tensors to the CPU, where every combination runs, or build with a larger "
+                                  "HUMMING_PRESET",
+                                  rejections));
+}
+
+// Kernels fetch rows of x that begin at multiples of 16 bytes. Others are copied to the workspace first, which the
+// functional op sizes for that.
+void align_rows(const char* op, GemmParams* params, cudaStream_t stream) {
+  constexpr int64_t kAlign = 16, kPitch = 128;
+  if (params->x_row_bytes % kAlign == 0 && reinterpret_cast<uintptr_t>(params->x) % kAlign == 0) return;
+  const int64_t bytes = (params->desc.k * dtype_bits(params->x_dtype) + 7) / 8;
+  const int64_t pitch = (bytes + kPitch - 1) / kPitch * kPitch;
+  HUMMING_CHECK(params->workspace_bytes >= params->rows * pitch, op, ": workspace has ", params->workspace_bytes,
+                " bytes, but rows of x that do not begin at multiples of 16 bytes are copied to it: ",
+                params->rows * pitch, " bytes");
+  HUMMING_CUDA_CHECK(cudaMemcpy2DAsync(params->workspace, pitch, params->x, params->x_row_bytes, bytes, params->rows,
+                                       cudaMemcpyDeviceToDevice, stream));
+  params->x = params->workspace;
+  params->x_row_bytes = pitch;
 }
 
 void gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
                const OptionalTensor& bias, std::vector<int64_t> desc, Tensor out, Tensor workspace) {
-  refuse("humming::gemm", check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), x);
+  GemmParams params = check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace);
+  if (!has_rows(params)) return;
+  const OnDeviceOf device(x);
+  align_rows("humming::gemm", &params, device.stream());
+  const GemmSm90Plan plan = plan_gemm_sm90(params, device.info());
+  if (plan.entry == nullptr) refuse("humming::gemm", params, x, plan.rejections);
+  plan.entry->launch(plan.params, device.stream());
+  HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 
 void moe_gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
@@ -33,7 +61,7 @@ void moe_gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor&
   const MoeParams params = check_moe_gemm(x, x_scale, packed, scale2, bias, desc, layout, sorted_token_ids, expert_ids,
                                           num_tokens_post_padded, expert_offsets, expert_counts, topk_weights, top_k,
                                           activation, activation_args, expected_tokens, out, workspace);
-  refuse("humming::moe_gemm", params.gemm, x);
+  if (has_rows(params.gemm)) refuse("humming::moe_gemm", params.gemm, x, "");
 }
 
 }  // namespace

@@ -38,6 +38,16 @@ int OnDeviceOf::compute_capability() const {
   return 10 * major + minor;
 }
 
+DeviceInfo OnDeviceOf::info() const {
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    HUMMING_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, index_));
+    return value;
+  };
+  return {compute_capability(), attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
+
 cudaStream_t OnDeviceOf::stream() const {
   static const GetStream get_stream = resolve();
   HUMMING_CHECK(get_stream != nullptr,

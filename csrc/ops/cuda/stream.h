@@ -6,6 +6,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "select/gemm_sm90.h"
+
 namespace humming {
 
 // Makes the device of a tensor the current one for as long as it lives.
@@ -15,7 +17,8 @@ class OnDeviceOf {
 
   int index() const { return index_; }
   int compute_capability() const;  // major * 10 + minor
-  cudaStream_t stream() const;     // torch's current stream
+  DeviceInfo info() const;
+  cudaStream_t stream() const;  // torch's current stream
 
  private:
   int index_;

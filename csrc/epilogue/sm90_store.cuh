@@ -1,0 +1,150 @@
+// From the consumers' accumulators to the output, for Hopper's dense kernel.
+//
+// A thread of warp w holds, for 64 packed rows of a row group, rows 16w + g and 16w + g + 8 of tokens 8j + 2t and
+// 8j + 2t + 1: sums[4j + 2 * row half + token bit].
+#pragma once
+
+#include "epilogue/gemm_epilogue.h"
+#include "mainloop/ptx.h"
+#include "mainloop/sm90_tile.h"
+
+namespace humming {
+
+// Scaled value of sum 4j + i of a thread: row half i / 2, token 8j + 2t + i % 2.
+template <class T>
+struct SumEpilogue {
+  const EpilogueParams& p;
+  ChannelEpilogue channel[2];
+  int token;  // first_token + 2t
+  int tokens;
+
+  __device__ float operator()(const T* sums, int j, int i) const {
+    const int at = token + 8 * j + i % 2;
+    return channel[i / 2](static_cast<float>(sums[4 * j + i]), at < tokens ? p.token_scale(at) : 1.0f);
+  }
+};
+
+// From registers through the warp's staging buffer (16 tokens x 48 bytes), which turns them so that neighbouring
+// channels of a token lie side by side and leave in 16-byte stores: aligned 16-bit outputs, the case that prefill needs
+// fast.
+template <int kTokens, class T>
+__device__ void store_vectors(const EpilogueParams& p, const T* sums, const SumEpilogue<T>& value, int first_row,
+                              int first_token, int lane, uint8_t* staging) {
+  constexpr int kPitch = Sm90Tile::kStagingRowBytes;
+  constexpr int kGroups = kTokens / 8 < 2 ? 1 : 2;  // of 8 tokens at a time
+  const uint32_t address = ptx::shared_address(staging) + lane % 8 * kPitch + lane / 8 % 2 * 16;
+  // The 8 channels of a row half are all padding or none: n, and gate and up each, are multiples of 8.
+  const int channel = p.channel_of(first_row + lane % 2 * 8);
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; j += kGroups) {
+    if (first_token + 8 * j >= value.tokens) break;
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      ptx::stmatrix_x2_transposed(address + 8 * i * kPitch,
+                                  pack_pair(p.out_dtype, value(sums, j + i, 0), value(sums, j + i, 1)),
+                                  pack_pair(p.out_dtype, value(sums, j + i, 2), value(sums, j + i, 3)));
+    }
+    __syncwarp();
+    const int token = first_token + 8 * j + lane / 2;
+    if (lane / 2 < 8 * kGroups && token < value.tokens && channel >= 0) {
+      uint16_t* to = static_cast<uint16_t*>(p.out) + static_cast<int64_t>(token) * p.out_row_stride + channel;
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staging + lane / 2 * kPitch + lane % 2 * 16);
+    }
+    __syncwarp();
+  }
+}
+
+// Any output, one value at a time. Tiles of many tokens do not have it: it would be most of their code.
+template <int kTokens, class T>
+__device__ void store_values(const EpilogueParams& p, const T* sums, const SumEpilogue<T>& value,
+                             const int (&channel)[2]) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int token = value.token + i / 4 * 8 + i % 2;
+    if (token < value.tokens && channel[i / 2 % 2] >= 0) {
+      store_value(p, token, channel[i / 2 % 2], value(sums, i / 4, i % 4));
+    }
+  }
+}
+
+inline constexpr int kMaxScalarTokens = 64;
+
+template <int kTokens, class T>
+__device__ void store_sums(const EpilogueParams& p, const T* sums, float unit, int first_row, int first_token,
+                           int tokens, int lane, uint8_t* staging) {
+  const int channel[2] = {p.channel_of(first_row + lane / 4), p.channel_of(first_row + lane / 4 + 8)};
+  const SumEpilogue<T> value{p, {{p, channel[0], unit}, {p, channel[1], unit}}, first_token + lane % 4 * 2, tokens};
+  if constexpr (kTokens <= kMaxScalarTokens) {
+    if (!p.vector) {
+      store_values<kTokens>(p, sums, value, channel);
+      return;
+    }
+  }
+  store_vectors<kTokens>(p, sums, value, first_row, first_token, lane, staging);
+}
+
+// K was split: the partial sums of a warpgroup, into its share's [token][rows + pad] plane.
+template <int kTokens, class T>
+__device__ void store_partial(const T* sums, float* plane, int row_pitch, int row, int lane) {
+  const int g = lane / 4;
+  const int t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int token = i / 4 * 8 + 2 * t + i % 2;
+    plane[token * row_pitch + row + g + 8 * (i / 2 % 2)] = static_cast<float>(sums[i]);
+  }
+}
+
+// Adds the partial sums of all shares and CTAs of the cluster, in one order for every run, and stores. The CTAs divide
+// the tile among them; a thread has four neighbouring rows of a token.
+template <int kShares, int kCtas>
+__device__ void reduce_and_store(const EpilogueParams& p, const float* partials, int tile_rows, int tile_tokens,
+                                 float unit, int first_row, int first_token, int tokens, int thread, int threads,
+                                 int rank) {
+  const int row_pitch = tile_rows + Sm90Tile::kReductionPad;
+  const int plane = tile_tokens * row_pitch;
+  const int row_quads = tile_rows / 4;
+  const int count = min(tile_tokens, tokens - first_token) * row_quads;
+  const uint32_t address = ptx::shared_address(partials);
+#pragma unroll 1
+  for (int i = thread + rank * threads; i < count; i += threads * kCtas) {
+    const int token = i / row_quads;
+    const int row = i % row_quads * 4;
+    float4 part[kCtas * kShares];
+#pragma unroll
+    for (int j = 0; j < kCtas * kShares; ++j) {
+      const int at = j % kShares * plane + token * row_pitch + row;
+      if constexpr (kCtas > 1)
+        part[j] = ptx::load_cluster_f32x4(address + 4 * at, j / kShares);
+      else
+        part[j] = *reinterpret_cast<const float4*>(partials + at);
+    }
+    float sum[4] = {part[0].x, part[0].y, part[0].z, part[0].w};
+#pragma unroll
+    for (int j = 1; j < kCtas * kShares; ++j) {
+      sum[0] += part[j].x;
+      sum[1] += part[j].y;
+      sum[2] += part[j].z;
+      sum[3] += part[j].w;
+    }
+    // The rows of a quad are neighbouring channels: gate and up alternate in blocks of 8.
+    const int channel = p.channel_of(first_row + row);
+    if (channel < 0) continue;
+    const int last = p.gate_half == 0 || channel >= p.gate_half ? p.n - 1 : p.gate_half - 1;
+    const float scale = p.token_scale(first_token + token);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[j] = ChannelEpilogue(p, min(channel + j, last), unit)(sum[j], scale);
+    if (p.vector) {
+      uint16_t* to = static_cast<uint16_t*>(p.out) + static_cast<int64_t>(first_token + token) * p.out_row_stride;
+      *reinterpret_cast<uint2*>(to + channel) =
+          make_uint2(pack_pair(p.out_dtype, sum[0], sum[1]), pack_pair(p.out_dtype, sum[2], sum[3]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (channel + j <= last) store_value(p, first_token + token, channel + j, sum[j]);
+      }
+    }
+  }
+}
+
+}  // namespace humming

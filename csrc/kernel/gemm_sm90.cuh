@@ -1,0 +1,173 @@
+// The dense GEMM of Hopper: main loop (mainloop/sm90_gemm.cuh) + epilogue (epilogue/sm90_store.cuh) + raster of tiles.
+//
+//   out[M, N] = x[M, K] * W[N, K]^T
+//   tile (row tile, token tile): 64 * row_groups packed rows x `tokens` tokens. Where K is split over warpgroups or
+//   CTAs a cluster has one tile, else it is persistent and takes every num_clusters-th.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <atomic>
+
+#include "epilogue/sm90_store.cuh"
+#include "kernel/cuda_check.h"
+#include "kernel/gemm_params.h"
+#include "kernel/tensor_map.h"
+#include "mainloop/sm90_gemm.cuh"
+
+namespace humming {
+
+namespace gemm_sm90 {
+
+// Tiles in groups of `raster` token tiles, tokens fastest inside a group.
+template <class Gemm>
+__device__ typename Gemm::Work work_of(const GemmSm90Params& p, int tile, int row_tiles, int token_tiles, int rank) {
+  const int per_group = row_tiles * p.raster;
+  const int first = tile / per_group * p.raster;
+  const int size = min(p.raster, token_tiles - first);
+  const int in_group = tile % per_group;
+  typename Gemm::Work work;
+  work.token_tile = first + in_group % size;
+  work.row_tile = in_group / size;
+  work.k_begin = 0;
+  work.k_end = p.mainloop.num_k_tiles;
+  if constexpr (Gemm::tile().multicast > 1) work.row_tile = work.row_tile * Gemm::tile().multicast + rank;
+  if constexpr (Gemm::tile().cluster_k > 1) {
+    // Whole records; the later CTAs get the larger shares, and the tail.
+    work.k_begin = work.k_end * rank / Gemm::tile().cluster_k;
+    work.k_end = work.k_end * (rank + 1) / Gemm::tile().cluster_k;
+  }
+  return work;
+}
+
+template <class Config>
+__global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
+                             Config::kCtas) void gemm_sm90_kernel(const __grid_constant__ CUtensorMap map,
+                                                                  const __grid_constant__ GemmSm90Params p) {
+  using Gemm = Sm90Gemm<Config>;
+  constexpr Sm90Tile kTile = Gemm::tile();
+  constexpr float kUnit = power_of_two(Gemm::Weights::kExponent);
+  constexpr int kConsumers = kTile.consumer_groups();
+
+  // Not aligned through an integer: that would make the compiler forget that it is shared memory.
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const Sm90MainloopParams& m = p.mainloop;
+  uint8_t* weights = shared + m.stages * kTile.token_stage_bytes();
+  const int area = max(m.stages * kTile.stage_bytes(m.record_bytes), kTile.reduction_bytes());
+  uint8_t* staging = shared + area;
+  const uint32_t barriers = ptx::shared_address(staging + kTile.staging_bytes());
+
+  // The warp index through a shuffle: uniform for the compiler.
+  const int thread = ptx::thread_index();
+  const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
+  const int lane = thread % 32;
+  const int group = warp / 4;
+  const int rank = kTile.cluster() > 1 ? ptx::cluster_rank() : 0;
+
+  if (thread == 0) {
+    ptx::prefetch_tensor_map(&map);
+    for (int i = 0; i < m.stages; ++i) {
+      ptx::mbarrier_init(barriers + 8 * i, 1);
+      ptx::mbarrier_init(barriers + 8 * (m.stages + i), 4 * kConsumers * kTile.multicast);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if constexpr (kTile.cluster() > 1) ptx::cluster_sync();
+
+  typename Gemm::Ring ring{m, shared, weights, barriers};
+  const int row_tiles = (m.num_strips + kTile.row_groups * kTile.multicast - 1) / (kTile.row_groups * kTile.multicast);
+  const int token_tiles = (m.tokens + kTile.tokens - 1) / kTile.tokens;
+  const int num_tiles = row_tiles * token_tiles;
+  const int first_tile = blockIdx.x / kTile.cluster();
+  const int num_clusters = gridDim.x / kTile.cluster();
+
+  if (group == kConsumers) {
+    if constexpr (kTile.moves_registers()) ptx::set_max_registers_down<kConsumers == 2 ? 40 : 32>();
+    if (warp == 4 * kConsumers && ptx::elect_one()) {
+#pragma unroll 1
+      for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
+        Gemm::produce(m, &map, ring, work_of<Gemm>(p, tile, row_tiles, token_tiles, rank), rank, tile == first_tile);
+      }
+      // Late: where two CTAs fit on a multiprocessor, CTAs of the next grid would take the place of this one's. And
+      // after the wait in produce(), so that a grid never overlaps the one before its predecessor.
+      if (m.dependent_launch) ptx::launch_dependents();
+    }
+    __syncwarp();
+  } else {
+    if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<kConsumers == 2 ? 232 : 160>();
+    const int row_group = group % kTile.row_groups;
+    typename Gemm::Consumer consumer;
+    consumer.warp = warp % 4;
+    consumer.lane = lane;
+#pragma unroll 1
+    for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
+      const auto work = work_of<Gemm>(p, tile, row_tiles, token_tiles, rank);
+      if constexpr (Config::kMmaSync)
+        Gemm::consume_mma_sync(m, ring, work, group, consumer);
+      else
+        Gemm::consume_wgmma(m, ring, work, group, consumer);
+      const int row = 64 * row_group + 16 * consumer.warp;
+      if constexpr (kTile.reduces()) {
+        // All warps are done with the stages, which the partial sums overwrite.
+        ptx::named_barrier_sync<1, 128 * kConsumers>();
+        float* plane = reinterpret_cast<float*>(shared) +
+                       group / kTile.row_groups * kTile.tokens * (kTile.rows() + Sm90Tile::kReductionPad);
+        store_partial<kTile.tokens>(Gemm::sums(consumer), plane, kTile.rows() + Sm90Tile::kReductionPad, row, lane);
+      } else {
+        if (m.dependent_launch) ptx::wait_for_dependencies();
+        store_sums<kTile.tokens>(p.epilogue, Gemm::sums(consumer), kUnit, work.row_tile * kTile.rows() + row,
+                                 work.token_tile * kTile.tokens, m.tokens, lane,
+                                 staging + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+      }
+    }
+  }
+
+  if constexpr (kTile.reduces()) {
+    if constexpr (kTile.cluster_k > 1)
+      ptx::cluster_sync();
+    else
+      __syncthreads();
+    if (group < kConsumers && first_tile < num_tiles) {
+      if (m.dependent_launch) ptx::wait_for_dependencies();
+      const auto work = work_of<Gemm>(p, first_tile, row_tiles, token_tiles, rank);
+      reduce_and_store<kTile.split_k, kTile.cluster_k>(
+          p.epilogue, reinterpret_cast<const float*>(shared), kTile.rows(), kTile.tokens, kUnit,
+          work.row_tile * kTile.rows(), work.token_tile * kTile.tokens, m.tokens, thread, 128 * kConsumers, rank);
+    }
+  }
+  // No CTA may end while another reads its shared memory or arrives at its barriers.
+  if constexpr (kTile.cluster() > 1) ptx::cluster_sync();
+}
+
+}  // namespace gemm_sm90
+
+template <class Config>
+void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
+  constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
+  const auto kernel = &gemm_sm90::gemm_sm90_kernel<Config>;
+  const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
+                                    kTile.tokens, kTile.stage_tiles() * kTile.token_blocks() / kTile.multicast);
+
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(p.num_ctas);
+  config.blockDim = dim3(kTile.threads());
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (kTile.cluster() > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(kTile.cluster()), 1, 1};
+  }
+  if (p.mainloop.dependent_launch) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  HUMMING_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map, p));
+}
+
+}  // namespace humming

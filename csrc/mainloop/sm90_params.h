@@ -1,0 +1,26 @@
+// What the Hopper main loop is given. No CUDA needed: the host fills and tests it.
+#pragma once
+
+#include <cstdint>
+
+#include "mainloop/record_view.h"
+
+namespace humming {
+
+struct Sm90MainloopParams {
+  const uint8_t* packed;
+  int64_t strip_bytes;
+  int num_strips;
+  int num_k_tiles;       // records along K
+  bool half_tail;        // the last of them has 64 columns
+  int record_bytes;      // of a full record
+  int tail_codes_bytes;  // of the half tail record: its two areas
+  int tail_scale_bytes;
+  RecordView view;
+  int64_t k;  // columns of x
+  int tokens;
+  int stages;             // of the ring
+  bool dependent_launch;  // launched before the grid ahead of it has ended (programmatic dependent launch)
+};
+
+}  // namespace humming

@@ -1,0 +1,58 @@
+// Extents of a Hopper GEMM tile, from the columns of its manifest row. No CUDA needed: selection asks the same
+// questions.
+//
+// The product is transposed: weights are the MMA's A operand (64 rows a warpgroup, from registers), tokens its B
+// operand (128-byte swizzled shared memory), D has channels as rows and tokens as columns.
+//
+//   CTA tile      64 * row_groups channels x `tokens` tokens
+//   consumers     row_groups * split_k warpgroups; warpgroup w has the row group w % row_groups and, of every stage,
+//   the
+//                 k_tiles records of its share w / row_groups
+//   stage         split_k * k_tiles records along K for each of the row groups, and their columns of all tokens
+//   cluster       cluster_k CTAs split K, or `multicast` CTAs with neighbouring channels share the tokens
+#pragma once
+
+#include <cstdint>
+
+#include "formats/format.h"
+#include "layout/weight_desc.h"
+
+namespace humming {
+
+struct Sm90Tile {
+  int row_groups, split_k, cluster_k, multicast, tokens, k_tiles;
+  int value_bytes;  // of a token's element
+
+  constexpr int rows() const { return kStripRows * row_groups; }
+  constexpr int consumer_groups() const { return row_groups * split_k; }
+  constexpr int stage_tiles() const { return split_k * k_tiles; }
+  constexpr int cluster() const { return cluster_k * multicast; }
+  constexpr bool reduces() const { return split_k * cluster_k > 1; }
+  // Accumulators of 64 x 128 and more want registers moved from producers to consumers, warpgroup by warpgroup.
+  constexpr bool moves_registers() const { return tokens >= 128; }
+  constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : 32); }
+
+  // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token][128].
+  constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
+  constexpr int token_tile_bytes() const { return token_blocks() * tokens * 128; }
+  constexpr int token_stage_bytes() const { return stage_tiles() * token_tile_bytes(); }
+  constexpr int weight_stage_bytes(int record_bytes) const { return stage_tiles() * row_groups * record_bytes; }
+  constexpr int stage_bytes(int record_bytes) const { return token_stage_bytes() + weight_stage_bytes(record_bytes); }
+  // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
+  static constexpr int kReductionPad = 4;
+  constexpr int reduction_bytes() const { return reduces() ? split_k * tokens * (rows() + kReductionPad) * 4 : 0; }
+  // Behind the stages: staging of the 16-bit epilogue, one 16-token x 48-byte buffer per warp; then two barriers a
+  // stage.
+  static constexpr int kStagingRowBytes = 48;
+  static constexpr int kStagingTokens = 16;
+  constexpr int staging_bytes() const {
+    return reduces() ? 0 : 4 * consumer_groups() * kStagingTokens * kStagingRowBytes;
+  }
+  constexpr int shared_bytes(int stages, int record_bytes) const {
+    const int pipeline = stages * stage_bytes(record_bytes);
+    const int area = pipeline > reduction_bytes() ? pipeline : reduction_bytes();
+    return area + staging_bytes() + 16 * stages;
+  }
+};
+
+}  // namespace humming

@@ -1,0 +1,171 @@
+#include "select/gemm_sm90.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/check.h"
+#include "layout/record.h"
+#include "mainloop/sm90_tile.h"
+
+namespace humming {
+namespace {
+
+constexpr int kMaxStages = 8;
+constexpr int kReservedShared = 1024;  // what the system takes of a block's share of an SM
+constexpr int kMaxScalarTokens = 64;   // larger tiles store aligned 16-bit vectors only (epilogue/sm90_store.cuh)
+
+Sm90Tile tile_of(const GemmSm90Columns& c) {
+  const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
+  return {c.row_groups, c.split_k, c.cluster_k, c.multicast, c.tokens, c.k_tiles, value_bytes};
+}
+
+DType operand_dtype(Operand operand) {
+  switch (operand) {
+    case Operand::bf16: return DType::bf16;
+    case Operand::fp16: return DType::fp16;
+    case Operand::e4m3: return DType::e4m3;
+    case Operand::s8: return DType::int8;
+    case Operand::s4: break;
+  }
+  return DType::int4;
+}
+
+ScaleStorage storage_of(ScaleType type) {
+  switch (type) {
+    case ScaleType::none: return ScaleStorage::none;
+    case ScaleType::bf16:
+    case ScaleType::fp16: return ScaleStorage::half;
+    case ScaleType::fp32: return ScaleStorage::fp32;
+    case ScaleType::e8m0: return ScaleStorage::e8m0;
+    case ScaleType::e4m3: return ScaleStorage::e4m3;
+  }
+  return ScaleStorage::none;
+}
+
+bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
+
+// Whether rows of `out` take 16-byte stores of 8 channels.
+bool stores_vectors(const GemmParams& p) {
+  const int64_t channels = p.desc.gate_up ? p.desc.n / 2 : p.desc.n;
+  return p.out_dtype != DType::fp32 && is_multiple(channels, 8) && is_multiple(p.out_row_stride, 8) &&
+         is_multiple(reinterpret_cast<intptr_t>(p.out), 16);
+}
+
+// Stages that fit into a CTA's share of an SM; below 2 nothing overlaps.
+int stages_of(const GemmSm90Columns& c, int record_bytes, const DeviceInfo& device) {
+  const int limit = std::min(device.shared_per_block, device.shared_per_sm / c.ctas - kReservedShared);
+  int stages = 0;
+  while (stages < kMaxStages && tile_of(c).shared_bytes(stages + 1, record_bytes) <= limit) ++stages;
+  return stages;
+}
+
+struct Grid {
+  int64_t clusters;  // tiles of the problem
+  int num_ctas;      // launched
+};
+
+Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+  const Sm90Tile tile = tile_of(c);
+  const int64_t strips = tile.row_groups * tile.multicast;
+  const int64_t clusters = (p.desc.num_strips() + strips - 1) / strips * ((p.rows + tile.tokens - 1) / tile.tokens);
+  const int64_t resident = device.num_sms * c.ctas / tile.cluster();
+  return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster())};
+}
+
+// Estimated time in SM cycles: waves of CTAs, each as long as its slower side, weights from memory or MMAs, takes. Only
+// the order of the results matters.
+double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+  const Sm90Tile tile = tile_of(c);
+  const double kBytesPerCycle = 19;                                  // of an SM's share of the memory bandwidth
+  const double mma_per_cycle = tile.value_bytes == 2 ? 4096 : 8192;  // multiply-adds
+  const double kStart = 3000;                                        // launch, first bytes, epilogue
+  const RecordGeometry record(p.desc, 2);
+  const double tiles_k = static_cast<double>(p.desc.num_k_tiles()) / tile.cluster_k;
+  const double resident = static_cast<double>(device.num_sms) * c.ctas / tile.cluster();
+  const double waves = std::ceil(grid_of(c, p, device).clusters / resident);
+  const double busy = std::min(1.0, grid_of(c, p, device).clusters * tile.cluster() / (device.num_sms * 1.0));
+  const double memory = tile.row_groups * record.bytes / (kBytesPerCycle / std::max(busy, 0.25)) * c.ctas;
+  const double multiply = 1.0 * tile.rows() * tile.tokens * kTileK / mma_per_cycle * c.ctas;
+  return waves * (kStart + tiles_k * std::max(memory, multiply));
+}
+
+}  // namespace
+
+std::string cannot_run(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+  const WeightDesc& desc = p.desc;
+  const ScaleStorage storage = storage_of(desc.scale_type);
+  if (c.format != desc.format) return concat("is for ", traits(c.format).name);
+  if (c.operand != desc.operand) return concat("is for operand ", operand_name(c.operand));
+  if (c.zero != desc.zero) return "is for another kind of zero point";
+  if (c.scale_storage != storage) return "is for other scale types";
+  if (storage != ScaleStorage::none && (desc.group < c.group || (c.group == kTileK && desc.group != kTileK))) {
+    return concat("is for groups of ", c.group, c.group == kTileK ? "" : " or more");
+  }
+  if (p.x_dtype != operand_dtype(c.operand)) return "takes x of the operand's own type";
+  if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
+  if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
+    return "needs rows of x that begin at multiples of 16 bytes";
+  }
+  if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
+  if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
+  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < 2) return "does not fit into shared memory";
+  return "";
+}
+
+GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
+  GemmSm90Plan plan{};
+  double best = 0;
+  for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
+    const std::string reason = runs_on(instance.entry.arch, device.capability) ? cannot_run(instance.columns, p, device)
+                                                                               : "is compiled for another GPU";
+    if (!reason.empty()) {
+      plan.rejections += concat("\n  ", instance.entry.name, " ", reason);
+      continue;
+    }
+    const double estimate = cost(instance.columns, p, device);
+    if (plan.entry == nullptr || estimate < best) {
+      plan.entry = &instance;
+      best = estimate;
+    }
+  }
+  if (plan.entry == nullptr) return plan;
+
+  const WeightDesc& desc = p.desc;
+  const RecordGeometry full(desc, 2), tail(desc, 1);
+  Sm90MainloopParams& m = plan.params.mainloop;
+  m.packed = p.packed;
+  m.strip_bytes = desc.strip_bytes();
+  m.num_strips = static_cast<int>(desc.num_strips());
+  m.num_k_tiles = static_cast<int>(desc.num_k_tiles());
+  m.half_tail = desc.k_tile_halves(desc.num_k_tiles() - 1) == 1;
+  m.record_bytes = full.bytes;
+  m.tail_codes_bytes = tail.codes_bytes;
+  m.tail_scale_bytes = tail.bytes - tail.codes_bytes;
+  m.view = {full.groups, full.zero_groups, full.scale_offset, full.zero_offset, desc.scale_type == ScaleType::bf16};
+  m.k = desc.k;
+  m.tokens = static_cast<int>(p.rows);
+  m.stages = stages_of(plan.entry->columns, full.bytes, device);
+  m.dependent_launch = true;
+
+  EpilogueParams& e = plan.params.epilogue;
+  e.out = p.out;
+  e.out_dtype = p.out_dtype;
+  e.out_row_stride = p.out_row_stride;
+  e.x_scale = static_cast<const float*>(p.x_scale.data);
+  e.x_scale_stride = static_cast<int>(p.x_scale.row_stride);
+  e.scale2 = p.scale2.data;
+  e.scale2_stride = static_cast<int>(p.scale2.row_stride);
+  e.bias = p.bias.data;
+  e.bias_dtype = p.bias.dtype;
+  e.n = static_cast<int>(desc.n);
+  e.gate_half = desc.gate_up ? static_cast<int>(desc.n / 2) : 0;
+  e.vector = stores_vectors(p);
+
+  plan.params.x = p.x;
+  plan.params.x_row_bytes = p.x_row_bytes;
+  plan.params.raster = 4;
+  plan.params.num_ctas = grid_of(plan.entry->columns, p, device).num_ctas;
+  return plan;
+}
+
+}  // namespace humming
