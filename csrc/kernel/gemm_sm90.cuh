@@ -8,8 +8,6 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
-#include <atomic>
-
 #include "epilogue/sm90_store.cuh"
 #include "kernel/cuda_check.h"
 #include "kernel/gemm_params.h"

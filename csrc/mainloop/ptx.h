@@ -18,8 +18,7 @@ HUMMING_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- mbarrier
-// --------------------------------------------------------------------------------------------------------
+// ---- mbarrier ----
 
 HUMMING_DEVICE void mbarrier_init(uint32_t barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
@@ -51,8 +50,7 @@ HUMMING_DEVICE void mbarrier_expect_tx(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// ---- bulk and tensor copies
-// ------------------------------------------------------------------------------------------
+// ---- bulk and tensor copies ----
 
 HUMMING_DEVICE void bulk_copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
   asm volatile(
@@ -75,12 +73,13 @@ HUMMING_DEVICE void tensor_copy_multicast(uint32_t destination, const CUtensorMa
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(ctas)
       : "memory");
 }
+// Orders this thread's shared-memory stores before later accesses of the copy engine and of wgmma.
+HUMMING_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 HUMMING_DEVICE void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// ---- wgmma
-// -----------------------------------------------------------------------------------------------------------
+// ---- wgmma ----
 
 HUMMING_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 HUMMING_DEVICE void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -89,8 +88,7 @@ HUMMING_DEVICE void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- mma.sync
-// --------------------------------------------------------------------------------------------------------
+// ---- mma.sync ----
 
 // Four 8x8 matrices of 16-bit elements. Not volatile: ptxas must be free to interleave it with mma.
 HUMMING_DEVICE void ldmatrix_x4(uint32_t address, uint32_t (&d)[4]) {
@@ -122,8 +120,7 @@ HUMMING_DEVICE int thread_index() {
   return index;
 }
 
-// ---- clusters, grids, registers
-// ------------------------------------------------------------------------------------------
+// ---- clusters, grids, registers ----
 
 HUMMING_DEVICE uint32_t cluster_rank() {
   uint32_t rank;

@@ -4,10 +4,9 @@
 //   global   packed [strip][record], tokens [M][K]
 //   shared   stage s: tokens [record of the stage][block][token][128 bytes], 128-byte swizzle
 //                     weights [row group][record of the stage][record_bytes]
-//   register A: WeightTile, 64 rows x 64 columns at a time, double buffered so that the next half is dequantised while
-//   the
-//            asynchronous MMAs of the last one run;  D: acc[4 * j + r], channel g + 8 * (r / 2), token 8 * j + 2 * t +
-//            r % 2
+//   register A: WeightTile, 64 rows x 64 columns at a time, double buffered so that the next half is dequantised
+//            while the asynchronous MMAs of the last one run
+//            D: acc[4 * j + r] is channel g + 8 * (r / 2), token 8 * j + 2 * t + r % 2
 //
 // Barriers of stage s: full (the producer's arrive with its byte count), empty (lane 0 of every consumer warp, of every
 // CTA that shares the tokens).
@@ -70,8 +69,7 @@ struct Sm90Gemm {
     }
   };
 
-  // ---- producer
-  // ------------------------------------------------------------------------------------------------------
+  // ---- producer ----
 
   // The producer of one work item: where its next weights and tokens come from. Kept as running addresses, because one
   // lane walks through this code and every instruction delays the next copy.
@@ -104,6 +102,7 @@ struct Sm90Gemm {
         uint4* codes = reinterpret_cast<uint4*>(to + p.tail_codes_bytes);
 #pragma unroll 1
         for (int i = 0; i < p.tail_codes_bytes / 16; ++i) codes[i] = make_uint4(0, 0, 0, 0);
+        ptx::fence_proxy_async();  // a later bulk copy overwrites these stores
       }
       ptx::bulk_copy(ptx::shared_address(to), from, p.tail_codes_bytes, barrier);
       if (p.tail_scale_bytes > 0) {
@@ -177,8 +176,7 @@ struct Sm90Gemm {
     }
   }
 
-  // ---- consumers
-  // -----------------------------------------------------------------------------------------------------
+  // ---- consumers ----
 
   __device__ static void release(uint32_t empty, int lane) {
     if (lane == 0) {
@@ -320,8 +318,7 @@ struct Sm90Gemm {
     }
   }
 
-  // ---- mma.sync: 16-bit operands, few tokens
-  // -------------------------------------------------------------------------
+  // ---- mma.sync: 16-bit operands, few tokens ----
 
   __device__ static void mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if constexpr (kOperand == Operand::bf16)

@@ -72,21 +72,22 @@ Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& de
   return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster())};
 }
 
-// Estimated time in SM cycles: waves of CTAs, each as long as its slower side, weights from memory or MMAs, takes. Only
-// the order of the results matters.
+// Estimated time in SM cycles: waves of CTAs, each of which brings its weights from memory and multiplies. Their sum,
+// not the larger: the two overlap, but the smaller tile of two that stream alike is the better one. Only the order
+// matters.
 double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const Sm90Tile tile = tile_of(c);
-  const double kBytesPerCycle = 19;                                  // of an SM's share of the memory bandwidth
-  const double mma_per_cycle = tile.value_bytes == 2 ? 4096 : 8192;  // multiply-adds
-  const double kStart = 3000;                                        // launch, first bytes, epilogue
-  const RecordGeometry record(p.desc, 2);
-  const double tiles_k = static_cast<double>(p.desc.num_k_tiles()) / tile.cluster_k;
-  const double resident = static_cast<double>(device.num_sms) * c.ctas / tile.cluster();
-  const double waves = std::ceil(grid_of(c, p, device).clusters / resident);
-  const double busy = std::min(1.0, grid_of(c, p, device).clusters * tile.cluster() / (device.num_sms * 1.0));
-  const double memory = tile.row_groups * record.bytes / (kBytesPerCycle / std::max(busy, 0.25)) * c.ctas;
-  const double multiply = 1.0 * tile.rows() * tile.tokens * kTileK / mma_per_cycle * c.ctas;
-  return waves * (kStart + tiles_k * std::max(memory, multiply));
+  constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
+  const double multiplies = tile.value_bytes == 2 ? 4096.0 : 8192.0;  // multiply-adds per cycle and SM
+  constexpr double kStart = 3000;                                     // launch, first bytes, epilogue
+  const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster();
+  const double per_sm = std::min<double>(c.ctas, std::ceil(ctas / device.num_sms));
+  const double waves = std::ceil(ctas / (device.num_sms / tile.cluster() * tile.cluster() * per_sm));
+  const double share = std::min(1.0, ctas / device.num_sms) * per_sm;  // CTAs that compete for an SM's bandwidth
+  const double memory = tile.row_groups * RecordGeometry(p.desc, 2).bytes / kBytesPerCycle * share;
+  const double multiply = static_cast<double>(tile.rows()) * tile.tokens * kTileK / multiplies * per_sm;
+  const double records = std::ceil(static_cast<double>(p.desc.num_k_tiles()) / tile.cluster_k);
+  return waves * (kStart + records * (memory + multiply));
 }
 
 }  // namespace

@@ -65,9 +65,10 @@ def logits_of(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 def compare(model: torch.nn.Module, texts: list[Tensor], references: list[Tensor]) -> tuple[float, float]:
     """RMS of the model's logit differences from `references`, and percent of positions with the same best token."""
+    device = next(model.parameters()).device
     squares, same, tokens = 0.0, 0, 0
     for ids, reference in zip(texts, references, strict=True):
-        logits = logits_of(model, ids.to(model.device)).to(reference.device)
+        logits = logits_of(model, ids.to(device)).to(reference.device)
         same += int((logits.argmax(1) == reference.argmax(1)).sum())
         squares += float((logits - reference).square_().mean(1).sum())
         tokens += len(logits)
