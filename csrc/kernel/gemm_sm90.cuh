@@ -110,12 +110,17 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       if constexpr (kTile.reduces()) {
         // All warps are done with the stages, which the partial sums overwrite.
         ptx::named_barrier_sync<1, 128 * kConsumers>();
-        float* plane = reinterpret_cast<float*>(shared) +
-                       group / kTile.row_groups * kTile.tokens * (kTile.rows() + Sm90Tile::kReductionPad);
-        store_partial<kTile.tokens>(Gemm::sums(consumer), plane, kTile.rows() + Sm90Tile::kReductionPad, row, lane);
+        const int share = Config::kMmaSync ? warp : group / kTile.row_groups;
+        constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
+        float* plane = reinterpret_cast<float*>(shared) + share * kTile.tokens * kPitch;
+#pragma unroll
+        for (int patch = 0; patch < Gemm::kPatches; ++patch) {
+          store_partial<kTile.tokens>(Gemm::sums(consumer, patch), plane, kPitch, Config::kMmaSync ? 16 * patch : row,
+                                      lane);
+        }
       } else {
         if (m.dependent_launch) ptx::wait_for_dependencies();
-        store_sums<kTile.tokens>(p.epilogue, Gemm::sums(consumer), kUnit, work.row_tile * kTile.rows() + row,
+        store_sums<kTile.tokens>(p.epilogue, Gemm::sums(consumer, 0), kUnit, work.row_tile * kTile.rows() + row,
                                  work.token_tile * kTile.tokens, m.tokens, lane,
                                  staging + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
       }
@@ -130,7 +135,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     if (group < kConsumers && first_tile < num_tiles) {
       if (m.dependent_launch) ptx::wait_for_dependencies();
       const auto work = work_of<Gemm>(p, first_tile, row_tiles, token_tiles, rank);
-      reduce_and_store<kTile.split_k, kTile.cluster_k>(
+      reduce_and_store<kTile.shares(), kTile.cluster_k>(
           p.epilogue, reinterpret_cast<const float*>(shared), kTile.rows(), kTile.tokens, kUnit,
           work.row_tile * kTile.rows(), work.token_tile * kTile.tokens, m.tokens, thread, 128 * kConsumers, rank);
     }

@@ -28,14 +28,16 @@ struct Sm90Gemm {
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
     return {Config::kRowGroups, Config::kSplitK, Config::kClusterK, Config::kMulticast,
-            Config::kTokens,    Config::kKTiles, k16 ? 2 : 1};
+            Config::kTokens,    Config::kKTiles, k16 ? 2 : 1,       Config::kMmaSync};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
   using MmaType = std::conditional_t<kOperand == Operand::s8, int, float>;
-  static constexpr int kSums = tile().tokens / 2;  // accumulators of a thread
+  static constexpr int kSums = tile().tokens / 2;            // accumulators of a thread and 16 rows
+  static constexpr int kPatches = Config::kMmaSync ? 4 : 1;  // of 16 rows that a warp has
 
   static_assert(!Config::kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
+  static_assert(!Config::kMmaSync || tile().row_groups == 1, "with mma.sync a warp has all rows of the tile");
   static_assert(tile().multicast == 1 || !tile().reduces(), "a cluster either splits K or shares tokens");
   static_assert(tile().multicast <= tile().token_blocks(),
                 "every CTA of a multicast cluster fetches whole token blocks");
@@ -203,16 +205,16 @@ struct Sm90Gemm {
   struct Consumer {
     int warp;  // of the warpgroup
     int lane;
-    MmaType acc[kSums];
-    float total[kAccumulatorScale ? kSums : 1];
+    MmaType acc[kPatches][kSums];
+    float total[kPatches][kAccumulatorScale ? kSums : 1];
   };
 
-  // The finished sums of a thread.
-  __device__ static auto& sums(Consumer& c) {
+  // The finished sums of a thread, of one of its 16-row patches.
+  __device__ static auto& sums(Consumer& c, int patch) {
     if constexpr (kAccumulatorScale)
-      return c.total;
+      return c.total[patch];
     else
-      return c.acc;
+      return c.acc[patch];
   }
 
   template <int kHalf, int kStep>
@@ -239,7 +241,7 @@ struct Sm90Gemm {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Weights::kSteps; ++step) {
-      Wgmma<kOperand, tile().tokens>::run(c.acc, fragment[kHalf][step], tokens + descriptor_step(kHalf, step),
+      Wgmma<kOperand, tile().tokens>::run(c.acc[0], fragment[kHalf][step], tokens + descriptor_step(kHalf, step),
                                           accumulate || step > 0 || kHalf > 0);
     }
     ptx::wgmma_commit_group();
@@ -263,24 +265,25 @@ struct Sm90Gemm {
       const float scale[2] = {weights.scale(p.view, 0, 0), weights.scale(p.view, 1, 0)};
       ptx::wgmma_wait_group<0>();
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) c.total[i] = fmaf(static_cast<float>(c.acc[i]), scale[i / 2 % 2], c.total[i]);
+      for (int i = 0; i < kSums; ++i) {
+        c.total[0][i] = fmaf(static_cast<float>(c.acc[0][i]), scale[i / 2 % 2], c.total[0][i]);
+      }
     } else {
       ptx::wgmma_wait_group<1>();
     }
   }
 
-  // Runs `multiply(record)` for the warpgroup's records of every stage of a work item, and hands the stages on:
+  // Runs `multiply(record)` for a share's records of every stage of a work item, and hands the stages on:
   // release_stage is called when the stage's last record has been issued. Full stages are unrolled without a branch
   // between records.
   template <class Multiply, class Release>
-  __device__ static void for_each_record(Ring& ring, const Work& work, int group, Multiply multiply,
+  __device__ static void for_each_record(Ring& ring, const Work& work, int row_group, int share, Multiply multiply,
                                          Release release_stage) {
-    const int first = group / tile().row_groups * tile().k_tiles;
+    const int first = share * tile().k_tiles;
 #pragma unroll 1
     for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles()) {
       ptx::mbarrier_wait(ring.full(), ring.phase);
-      const uint8_t* records =
-          ring.stage_weights() + group % tile().row_groups * tile().stage_tiles() * ring.p.record_bytes;
+      const uint8_t* records = ring.stage_weights() + row_group * tile().stage_tiles() * ring.p.record_bytes;
       if (tile().stage_tiles() == 1 || k + first + tile().k_tiles <= work.k_end) {
 #pragma unroll
         for (int i = 0; i < tile().k_tiles; ++i) multiply(records, first + i);
@@ -298,11 +301,11 @@ struct Sm90Gemm {
     uint32_t pending = 0;
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
-      c.acc[i] = 0;
-      if constexpr (kAccumulatorScale) c.total[i] = 0;
+      c.acc[0][i] = 0;
+      if constexpr (kAccumulatorScale) c.total[0][i] = 0;
     }
     for_each_record(
-        ring, work, group,
+        ring, work, group % tile().row_groups, group / tile().row_groups,
         [&](const uint8_t* records, int record) { multiply_wgmma(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
           if constexpr (kAccumulatorScale) {
@@ -327,84 +330,91 @@ struct Sm90Gemm {
       ptx::mma_m16n8k16_f16(d, a, b0, b1);
   }
 
-  // 32 columns (two MMA steps) starting at column 32 * kQuarter of the record, into two independent sums.
-  template <int kQuarter>
-  __device__ static void multiply_quarter(const RecordView& view, const Weights& weights,
-                                          typename Weights::Row (&rows)[2], uint32_t tokens, Consumer& c,
-                                          float (&even)[kSums], float (&odd)[kSums]) {
-    constexpr int kHalf = kQuarter / 2;
-    constexpr int kStep = kQuarter % 2 * 2;
-    uint32_t fragment[2][4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int column = 32 * kQuarter + 16 * i;
-      if (Weights::begins_group(column)) {
-        const int group = Weights::group_of(view, column);
-        rows[0] = weights.row(view, 0, group);
-        rows[1] = weights.row(view, 1, group);
-      }
-      if (i == 0)
-        weights.template fragment<kHalf, kStep>(rows, fragment[0]);
-      else
-        weights.template fragment<kHalf, kStep + 1>(rows, fragment[1]);
-    }
-#pragma unroll
-    for (int j = 0; j < tile().tokens / 8; ++j) {
-      // Four 8 x 8 matrices: tokens 8j..8j+7, 16-byte chunks 4 * (kQuarter % 2) + 0..3 of their 128-byte rows,
-      // swizzled.
-      const int row = c.lane % 8;
-      const int chunk = 4 * (kQuarter % 2) + c.lane / 8;
-      uint32_t b[4];
-      ptx::ldmatrix_x4(tokens + kHalf * tile().tokens * 128 + (8 * j + row) * 128 + ((chunk ^ row) << 4), b);
-      mma(even + 4 * j, fragment[0], b[0], b[1]);
-      mma(odd + 4 * j, fragment[1], b[2], b[3]);
-    }
-  }
-
   static constexpr int kQuarters = kTileK / 32;
-  static constexpr int kScaleQuarters = Weights::kGroup / 32;  // between two scalings of the accumulator
+  static constexpr int kQuarterTokens = tile().tokens / 8 * 4;  // registers of 32 columns of all tokens
+  static constexpr int kScaleQuarters = kAccumulatorScale ? Weights::kGroup / 32 : kQuarters;  // between two scalings
 
+  // 32 columns (two MMA steps) of a patch, from column 32 * kQuarter of the record, into two independent sums; then the
+  // quarters after it. After the last quarter of a group its scale joins the sums to the patch's total.
   template <int kQuarter>
   __device__ static void multiply_quarters(const RecordView& view, const Weights& weights,
-                                           typename Weights::Row (&rows)[2], const float (&scale)[kQuarters][2],
-                                           uint32_t tokens, Consumer& c, float (&even)[kSums], float (&odd)[kSums]) {
+                                           typename Weights::Row (&rows)[2],
+                                           const uint32_t (&tokens)[kQuarters][kQuarterTokens], float (&even)[kSums],
+                                           float (&odd)[kSums], float* total) {
     if constexpr (kQuarter < kQuarters) {
-      multiply_quarter<kQuarter>(view, weights, rows, tokens, c, even, odd);
+      constexpr int kHalf = kQuarter / 2;
+      constexpr int kStep = kQuarter % 2 * 2;
+      uint32_t fragment[2][4];
+      begin_group<32 * kQuarter>(view, weights, rows);
+      weights.template fragment<kHalf, kStep>(rows, fragment[0]);
+      begin_group<32 * kQuarter + 16>(view, weights, rows);
+      weights.template fragment<kHalf, kStep + 1>(rows, fragment[1]);
+#pragma unroll
+      for (int j = 0; j < tile().tokens / 8; ++j) {
+        const uint32_t* b = tokens[kQuarter] + 4 * j;
+        mma(even + 4 * j, fragment[0], b[0], b[1]);
+        mma(odd + 4 * j, fragment[1], b[2], b[3]);
+      }
       if constexpr (kAccumulatorScale && (kQuarter + 1) % kScaleQuarters == 0) {
+        const int group = Weights::group_of(view, 32 * kQuarter);
+        const float scale[2] = {weights.scale(view, 0, group), weights.scale(view, 1, group)};
 #pragma unroll
         for (int i = 0; i < kSums; ++i) {
-          c.total[i] = fmaf(even[i] + odd[i], scale[kQuarter / kScaleQuarters][i / 2 % 2], c.total[i]);
+          total[i] = fmaf(even[i] + odd[i], scale[i / 2 % 2], total[i]);
           even[i] = odd[i] = 0;
         }
       }
-      multiply_quarters<kQuarter + 1>(view, weights, rows, scale, tokens, c, even, odd);
+      multiply_quarters<kQuarter + 1>(view, weights, rows, tokens, even, odd, total);
+    }
+  }
+
+  template <int kColumn>
+  __device__ static void begin_group(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2]) {
+    if constexpr (Weights::begins_group(kColumn)) {
+      const int group = Weights::group_of(view, kColumn);
+      rows[0] = weights.row(view, 0, group);
+      rows[1] = weights.row(view, 1, group);
+    }
+  }
+
+  // A record's tokens as B fragments. A load brings four 8 x 8 matrices: tokens 8j..8j+7 of four 16-byte chunks of
+  // their 128-byte rows, which the swizzle has moved.
+  __device__ static void load_tokens(uint32_t from, int lane, uint32_t (&tokens)[kQuarters][kQuarterTokens]) {
+    const int row = lane % 8;
+#pragma unroll
+    for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      const int chunk = 4 * (quarter % 2) + lane / 8;
+#pragma unroll
+      for (int j = 0; j < tile().tokens / 8; ++j) {
+        ptx::ldmatrix_x4(from + quarter / 2 * tile().tokens * 128 + (8 * j + row) * 128 + ((chunk ^ row) << 4),
+                         *reinterpret_cast<uint32_t (*)[4]>(tokens[quarter] + 4 * j));
+      }
     }
   }
 
   __device__ static void consume_mma_sync(const Sm90MainloopParams& p, Ring& ring, const Work& work, int group,
                                           Consumer& c) {
-    float even[kSums] = {}, odd[kSums] = {};
-    if constexpr (kAccumulatorScale) {
+    float odd[kPatches][kSums] = {};
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) c.total[i] = 0;
+    for (int patch = 0; patch < kPatches; ++patch) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        c.acc[patch][i] = 0;
+        if constexpr (kAccumulatorScale) c.total[patch][i] = 0;
+      }
     }
     for_each_record(
-        ring, work, group,
+        ring, work, 0, 4 * group + c.warp,
         [&](const uint8_t* records, int record) {
-          Weights weights;
-          typename Weights::Row rows[2];
-          weights.load(records + record * p.record_bytes, c.warp, c.lane);
-          float scale[kQuarters][2] = {};
-          if constexpr (kAccumulatorScale) {
+          uint32_t tokens[kQuarters][kQuarterTokens];
+          load_tokens(ptx::shared_address(ring.stage_tokens() + record * tile().token_tile_bytes()), c.lane, tokens);
 #pragma unroll
-            for (int i = 0; i < kQuarters / kScaleQuarters; ++i) {
-              const int at = Weights::group_of(p.view, i * Weights::kGroup);
-              scale[i][0] = weights.scale(p.view, 0, at);
-              scale[i][1] = weights.scale(p.view, 1, at);
-            }
+          for (int patch = 0; patch < kPatches; ++patch) {
+            Weights weights;
+            typename Weights::Row rows[2];
+            weights.load(records + record * p.record_bytes, patch, c.lane);
+            multiply_quarters<0>(p.view, weights, rows, tokens, c.acc[patch], odd[patch], c.total[patch]);
           }
-          const uint32_t tokens = ptx::shared_address(ring.stage_tokens() + record * tile().token_tile_bytes());
-          multiply_quarters<0>(p.view, weights, rows, scale, tokens, c, even, odd);
         },
         [&](uint32_t empty) {
           __syncwarp();
@@ -412,7 +422,10 @@ struct Sm90Gemm {
         });
     if constexpr (!kAccumulatorScale) {
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) c.acc[i] = even[i] + odd[i];
+      for (int patch = 0; patch < kPatches; ++patch) {
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) c.acc[patch][i] += odd[patch][i];
+      }
     }
   }
 };

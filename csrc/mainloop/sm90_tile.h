@@ -5,10 +5,10 @@
 // operand (128-byte swizzled shared memory), D has channels as rows and tokens as columns.
 //
 //   CTA tile      64 * row_groups channels x `tokens` tokens
-//   consumers     row_groups * split_k warpgroups; warpgroup w has the row group w % row_groups and, of every stage,
-//   the
-//                 k_tiles records of its share w / row_groups
-//   stage         split_k * k_tiles records along K for each of the row groups, and their columns of all tokens
+//   consumers     row_groups * split_k warpgroups. wgmma: warpgroup w has the row group w % row_groups and, of every
+//                 stage, the k_tiles records of its share w / row_groups. mma.sync: every warp has all 64 rows of its
+//                 records, a share of its own, and reads their tokens once for four fragments of weights
+//   stage         shares * k_tiles records along K for each of the row groups, and their columns of all tokens
 //   cluster       cluster_k CTAs split K, or `multicast` CTAs with neighbouring channels share the tokens
 #pragma once
 
@@ -22,12 +22,14 @@ namespace humming {
 struct Sm90Tile {
   int row_groups, split_k, cluster_k, multicast, tokens, k_tiles;
   int value_bytes;  // of a token's element
+  bool mma_sync;    // row_groups is 1
 
   constexpr int rows() const { return kStripRows * row_groups; }
   constexpr int consumer_groups() const { return row_groups * split_k; }
-  constexpr int stage_tiles() const { return split_k * k_tiles; }
+  constexpr int shares() const { return split_k * (mma_sync ? 4 : 1); }
+  constexpr int stage_tiles() const { return shares() * k_tiles; }
   constexpr int cluster() const { return cluster_k * multicast; }
-  constexpr bool reduces() const { return split_k * cluster_k > 1; }
+  constexpr bool reduces() const { return shares() * cluster_k > 1; }
   // Accumulators of 64 x 128 and more want registers moved from producers to consumers, warpgroup by warpgroup.
   constexpr bool moves_registers() const { return tokens >= 128; }
   constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : 32); }
@@ -40,7 +42,7 @@ struct Sm90Tile {
   constexpr int stage_bytes(int record_bytes) const { return token_stage_bytes() + weight_stage_bytes(record_bytes); }
   // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
   static constexpr int kReductionPad = 4;
-  constexpr int reduction_bytes() const { return reduces() ? split_k * tokens * (rows() + kReductionPad) * 4 : 0; }
+  constexpr int reduction_bytes() const { return reduces() ? shares() * tokens * (rows() + kReductionPad) * 4 : 0; }
   // Behind the stages: staging of the 16-bit epilogue, one 16-token x 48-byte buffer per warp; then two barriers a
   // stage.
   static constexpr int kStagingRowBytes = 48;

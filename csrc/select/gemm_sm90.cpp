@@ -16,7 +16,7 @@ constexpr int kMaxScalarTokens = 64;   // larger tiles store aligned 16-bit vect
 
 Sm90Tile tile_of(const GemmSm90Columns& c) {
   const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
-  return {c.row_groups, c.split_k, c.cluster_k, c.multicast, c.tokens, c.k_tiles, value_bytes};
+  return {c.row_groups, c.split_k, c.cluster_k, c.multicast, c.tokens, c.k_tiles, value_bytes, c.mma_sync};
 }
 
 DType operand_dtype(Operand operand) {
