@@ -1,4 +1,3 @@
-#pragma once
 // The table of compiled kernels: which instances this binary holds, and how to find and launch one.
 //
 // manifest.toml lists the instances; cmake/generate_instances.py turns it into
@@ -13,6 +12,7 @@
 // relies on it), and the same kernel compiled for two archs does not collide at link time.
 //
 // This header needs neither torch nor CUDA, so selection is testable with g++ alone.
+#pragma once
 
 struct CUstream_st;  // cudaStream_t is CUstream_st*
 

@@ -14,7 +14,7 @@ def info() -> int:
     build = build_info()
     archs = ", ".join(str(arch) for arch in build["cuda_archs"]) or "none: CPU ops only"
     print(f"humming_ext    {build['version']}, layout version {build['layout_version']}, torch {torch.__version__}")
-    print(f"CUDA           {archs}; preset {build['preset']}, {len(build['instances'])} GEMM instances")
+    print(f"CUDA           {archs}; preset {build['preset']}, {len(build['instances'])} kernel instances")
     print(f"CPU            {build['cpu_isa']}, {torch.get_num_threads()} threads")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"GPUs           {', '.join(gpus) or 'none'}")
