@@ -90,17 +90,22 @@ double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& dev
   return waves * (kStart + records * (memory + multiply));
 }
 
+const char* reason_against(const Instance<GemmSm90Columns>& instance, const GemmParams& p, const DeviceInfo& device) {
+  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
+  return cannot_run(instance.columns, p, device);
+}
+
 }  // namespace
 
-std::string cannot_run(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+const char* cannot_run(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const WeightDesc& desc = p.desc;
   const ScaleStorage storage = storage_of(desc.scale_type);
-  if (c.format != desc.format) return concat("is for ", traits(c.format).name);
-  if (c.operand != desc.operand) return concat("is for operand ", operand_name(c.operand));
+  if (c.format != desc.format) return "is for another format";
+  if (c.operand != desc.operand) return "is for another operand";
   if (c.zero != desc.zero) return "is for another kind of zero point";
   if (c.scale_storage != storage) return "is for other scale types";
   if (storage != ScaleStorage::none && (desc.group < c.group || (c.group == kTileK && desc.group != kTileK))) {
-    return concat("is for groups of ", c.group, c.group == kTileK ? "" : " or more");
+    return "is for other groups";
   }
   if (p.x_dtype != operand_dtype(c.operand)) return "takes x of the operand's own type";
   if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
@@ -110,19 +115,23 @@ std::string cannot_run(const GemmSm90Columns& c, const GemmParams& p, const Devi
   if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
   if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
   if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < 2) return "does not fit into shared memory";
-  return "";
+  return nullptr;
+}
+
+std::string rejections_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
+  std::string lines;
+  for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
+    const char* reason = reason_against(instance, p, device);
+    if (reason != nullptr) lines += concat("\n  ", instance.entry.name, " ", reason);
+  }
+  return lines;
 }
 
 GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   GemmSm90Plan plan{};
   double best = 0;
   for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
-    const std::string reason = runs_on(instance.entry.arch, device.capability) ? cannot_run(instance.columns, p, device)
-                                                                               : "is compiled for another GPU";
-    if (!reason.empty()) {
-      plan.rejections += concat("\n  ", instance.entry.name, " ", reason);
-      continue;
-    }
+    if (reason_against(instance, p, device) != nullptr) continue;
     const double estimate = cost(instance.columns, p, device);
     if (plan.entry == nullptr || estimate < best) {
       plan.entry = &instance;

@@ -20,17 +20,19 @@ struct DeviceInfo {
   int shared_per_sm;
 };
 
-// Why an instance cannot run a problem; empty if it can.
-std::string cannot_run(const GemmSm90Columns& columns, const GemmParams& problem, const DeviceInfo& device);
+// Why an instance cannot run a problem; nullptr if it can.
+const char* cannot_run(const GemmSm90Columns& columns, const GemmParams& problem, const DeviceInfo& device);
 
-// An instance and its parameters; `entry` is nullptr and `rejections` says why, instance by instance, if none fits.
+// An instance and its parameters; `entry` is nullptr if none fits.
 struct GemmSm90Plan {
   const Instance<GemmSm90Columns>* entry;
   GemmSm90Params params;
-  std::string rejections;
 };
 
-// The runnable instance of the lowest estimated time.
+// The runnable instance of the lowest estimated time. Called for every product: builds no strings.
 GemmSm90Plan plan_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
+
+// A line for every instance: why it was not chosen for a problem that none fits.
+std::string rejections_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
 
 }  // namespace humming

@@ -18,7 +18,6 @@ from support import (
     TORCH,
     Activations,
     WeightCase,
-    array,
     assert_as_accurate,
     assert_bits_equal,
     guarded,
@@ -146,9 +145,10 @@ def test_outputs_of_every_type_and_alignment(pair: tuple, m: int, out_dtype: tor
 def test_gate_up_rows_come_back_in_logical_order(m: int) -> None:
     case = replace(case_of(PAIRS[0], 208, 256), gate_up=True, row_order="gate_up")
     x = Activations.make(np.random.default_rng(2), "bf16", m, case.k)
-    out = gpu_gemm(case, x, out_dtype=torch.bfloat16).float().cpu()
-    expected = torch.from_numpy(x.values @ case.make().values().T).float()
-    assert float((out - expected).norm() / expected.norm()) < 6e-3
+    values = case.make().values()
+    plain = torch.from_numpy(x.values).float() @ torch.from_numpy(operand_rounded(values, case.operand)).float().T
+    out = gpu_gemm(case, x, out_dtype=torch.bfloat16)
+    assert_as_accurate(out.cpu(), gemm(x.values, values), plain.bfloat16(), str(case))
 
 
 @pytest.mark.parametrize("pair", [PAIRS[0], ("e2m1", "e4m3", "e8m0", 32, "none")], ids=str)
@@ -186,7 +186,6 @@ def test_what_has_no_instance_is_refused_instance_by_instance() -> None:
     with pytest.raises(RuntimeError, match="humming::gemm: packed is on cpu"):
         ops.gemm(x, None, packed.cpu(), None, None, case.desc)
     assert ops.gemm(x[:0], None, packed, None, None, case.desc).shape == (0, 64)
-    assert array(ops.gemm(x[:0], None, packed, None, None, case.desc)).size == 0
 
 
 def test_the_build_lists_its_products() -> None:

@@ -45,8 +45,9 @@ void gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& pac
   if (!has_rows(params)) return;
   const OnDeviceOf device(x);
   align_rows("humming::gemm", &params, device.stream());
-  const GemmSm90Plan plan = plan_gemm_sm90(params, device.info());
-  if (plan.entry == nullptr) refuse("humming::gemm", params, x, plan.rejections);
+  const DeviceInfo info = device.info();
+  const GemmSm90Plan plan = plan_gemm_sm90(params, info);
+  if (plan.entry == nullptr) refuse("humming::gemm", params, x, rejections_gemm_sm90(params, info));
   plan.entry->launch(plan.params, device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
