@@ -76,8 +76,17 @@ struct IntToHalf : Base<kFormat, kOperand> {
   HUMMING_HD static uint32_t param(uint32_t zero) { return repeat16(0x8000 | (kMagic + (kSign ? 1 : zero))); }
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t param) {
-    const uint32_t shifted_up = B::template gather<Placement, n>(words, repeat16(kMagic));
+    const uint32_t shifted_up = with_centre<n>(words);
     return kBf16 ? add_bf16x2(shifted_up, param) : add_f16x2(shifted_up, param);
+  }
+  // Number plus centre(param), before the addition: for a product that subtracts centre * sum(x) itself.
+  template <int n>
+  HUMMING_HD static uint32_t with_centre(const uint32_t* words) {
+    return B::template gather<Placement, n>(words, repeat16(kMagic));
+  }
+  HUMMING_HD static float centre(uint32_t param) {
+    const float number = kBf16 ? float_from_bits(param << 16) : float_from_f16(static_cast<uint16_t>(param));
+    return -number;
   }
 };
 

@@ -42,6 +42,7 @@ struct EpilogueParams {
 struct ChannelEpilogue {
   float scale, bias;
 
+  HUMMING_HD ChannelEpilogue(float scale, float bias) : scale(scale), bias(bias) {}
   // `unit` is the power of two that the dequantiser left. Padding channels get harmless values.
   HUMMING_HD ChannelEpilogue(const EpilogueParams& p, int channel, float unit) : scale(unit), bias(0) {
     if (channel < 0) return;

@@ -95,25 +95,49 @@ __device__ void store_partial(const T* sums, float* plane, int row_pitch, int ro
   }
 }
 
+// Where K was split, what the epilogue needs of a tile, in shared memory: loaded while the first stage is on its way, so
+// that nothing is waited for at the end.
+struct EpilogueTable {
+  float* scale;        // [rows], times the unit
+  float* bias;         // [rows]
+  float* token_scale;  // [tokens]
+
+  __device__ EpilogueTable(uint8_t* shared, int rows)
+      : scale(reinterpret_cast<float*>(shared)), bias(scale + rows), token_scale(bias + rows) {}
+
+  // Rows do not depend on the grid ahead, token scales do.
+  __device__ void load_rows(const EpilogueParams& p, float unit, int first_row, int rows, int thread, int threads) {
+    for (int row = thread; row < rows; row += threads) {
+      const ChannelEpilogue channel(p, p.channel_of(first_row + row), unit);
+      scale[row] = channel.scale;
+      bias[row] = channel.bias;
+    }
+  }
+  __device__ void load_tokens(const EpilogueParams& p, int first_token, int count, int thread, int threads) {
+    for (int token = thread; token < count; token += threads) {
+      token_scale[token] = p.token_scale(first_token + token);
+    }
+  }
+};
+
 // Adds the partial sums of all shares and CTAs of the cluster, in one order for every run, and stores. The CTAs divide
 // the tile among them; a thread has four neighbouring rows of a token.
-template <int kShares, int kCtas>
-__device__ void reduce_and_store(const EpilogueParams& p, const float* partials, int tile_rows, int tile_tokens,
-                                 float unit, int first_row, int first_token, int tokens, int thread, int threads,
+template <int kShares, int kCtas, int kRows>
+__device__ void reduce_and_store(const EpilogueParams& p, const float* partials, const EpilogueTable& table,
+                                 int tile_tokens, int first_row, int first_token, int count, int thread, int threads,
                                  int rank) {
-  const int row_pitch = tile_rows + Sm90Tile::kReductionPad;
-  const int plane = tile_tokens * row_pitch;
-  const int row_quads = tile_rows / 4;
-  const int count = min(tile_tokens, tokens - first_token) * row_quads;
+  constexpr int kRowPitch = kRows + Sm90Tile::kReductionPad;
+  constexpr int kQuads = kRows / 4;
+  const int plane = tile_tokens * kRowPitch;
   const uint32_t address = ptx::shared_address(partials);
 #pragma unroll 1
-  for (int i = thread + rank * threads; i < count; i += threads * kCtas) {
-    const int token = i / row_quads;
-    const int row = i % row_quads * 4;
+  for (int i = thread + rank * threads; i < count * kQuads; i += threads * kCtas) {
+    const int token = i / kQuads;
+    const int row = i % kQuads * 4;
     float4 part[kCtas * kShares];
 #pragma unroll
     for (int j = 0; j < kCtas * kShares; ++j) {
-      const int at = j % kShares * plane + token * row_pitch + row;
+      const int at = j % kShares * plane + token * kRowPitch + row;
       if constexpr (kCtas > 1)
         part[j] = ptx::load_cluster_f32x4(address + 4 * at, j / kShares);
       else
@@ -127,21 +151,23 @@ __device__ void reduce_and_store(const EpilogueParams& p, const float* partials,
       sum[2] += part[j].z;
       sum[3] += part[j].w;
     }
+    const float token_scale = table.token_scale[token];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      sum[j] = ChannelEpilogue{table.scale[row + j], table.bias[row + j]}(sum[j], token_scale);
+    }
     // The rows of a quad are neighbouring channels: gate and up alternate in blocks of 8.
     const int channel = p.channel_of(first_row + row);
     if (channel < 0) continue;
-    const int last = p.gate_half == 0 || channel >= p.gate_half ? p.n - 1 : p.gate_half - 1;
-    const float scale = p.token_scale(first_token + token);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum[j] = ChannelEpilogue(p, min(channel + j, last), unit)(sum[j], scale);
     if (p.vector) {
       uint16_t* to = static_cast<uint16_t*>(p.out) + static_cast<int64_t>(first_token + token) * p.out_row_stride;
       *reinterpret_cast<uint2*>(to + channel) =
           make_uint2(pack_pair(p.out_dtype, sum[0], sum[1]), pack_pair(p.out_dtype, sum[2], sum[3]));
     } else {
+      const int end = p.gate_half == 0 || channel >= p.gate_half ? p.n : p.gate_half;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (channel + j <= last) store_value(p, first_token + token, channel + j, sum[j]);
+        if (channel + j < end) store_value(p, first_token + token, channel + j, sum[j]);
       }
     }
   }

@@ -18,19 +18,32 @@ namespace humming {
 
 namespace gemm_sm90 {
 
+// Parameters come through a cache that a kernel finds empty: read the epilogue's while there is time.
+template <class T>
+__device__ void touch(const T& params) {
+  constexpr int kLine = 64;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(T)); i += kLine) {
+    asm volatile("" ::"r"(*reinterpret_cast<const uint32_t*>(reinterpret_cast<const uint8_t*>(&params) + i)));
+  }
+}
+
 // Tiles in groups of `raster` token tiles, tokens fastest inside a group.
 template <class Gemm>
 __device__ typename Gemm::Work work_of(const GemmSm90Params& p, int tile, int row_tiles, int token_tiles, int rank) {
-  const int per_group = row_tiles * p.raster;
-  const int first = tile / per_group * p.raster;
-  const int size = min(p.raster, token_tiles - first);
-  const int in_group = tile % per_group;
   typename Gemm::Work work;
-  work.token_tile = first + in_group % size;
-  work.row_tile = in_group / size;
+  work.token_tile = 0;
+  work.row_tile = tile;
+  if (token_tiles > 1) {
+    const int per_group = row_tiles * p.raster;
+    const int first = tile / per_group * p.raster;
+    const int size = min(p.raster, token_tiles - first);
+    const int in_group = tile % per_group;
+    work.token_tile = first + in_group % size;
+    work.row_tile = in_group / size;
+  }
   work.k_begin = 0;
   work.k_end = p.mainloop.num_k_tiles;
-  if constexpr (Gemm::tile().multicast > 1) work.row_tile = work.row_tile * Gemm::tile().multicast + rank;
   if constexpr (Gemm::tile().cluster_k > 1) {
     // Whole records; the later CTAs get the larger shares, and the tail.
     work.k_begin = work.k_end * rank / Gemm::tile().cluster_k;
@@ -53,40 +66,52 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   const Sm90MainloopParams& m = p.mainloop;
   uint8_t* weights = shared + m.stages * kTile.token_stage_bytes();
   const int area = max(m.stages * kTile.stage_bytes(m.record_bytes), kTile.reduction_bytes());
-  uint8_t* staging = shared + area;
-  const uint32_t barriers = ptx::shared_address(staging + kTile.staging_bytes());
+  uint8_t* epilogue = shared + area;
+  const uint32_t barriers = ptx::shared_address(epilogue + kTile.epilogue_bytes());
 
   // The warp index through a shuffle: uniform for the compiler.
   const int thread = ptx::thread_index();
   const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
   const int lane = thread % 32;
   const int group = warp / 4;
-  const int rank = kTile.cluster() > 1 ? ptx::cluster_rank() : 0;
+  const int rank = kTile.cluster_k > 1 ? ptx::cluster_rank() : 0;
 
-  if (thread == 0) {
-    ptx::prefetch_tensor_map(&map);
-    for (int i = 0; i < m.stages; ++i) {
-      ptx::mbarrier_init(barriers + 8 * i, 1);
-      ptx::mbarrier_init(barriers + 8 * (m.stages + i), 4 * kConsumers * kTile.multicast);
+  // The warp that brings the weights sets the barriers up and goes on; the others wait for them.
+  if (warp == 4 * kConsumers) {
+    if (ptx::elect_one()) {
+      for (int i = 0; i < m.stages; ++i) {
+        ptx::mbarrier_init(barriers + 8 * i, 1);
+        ptx::mbarrier_init(barriers + 8 * (m.stages + i), 4 * kTile.row_groups);
+      }
+      ptx::fence_mbarrier_init();
+      ptx::prefetch_tensor_map(&map);
     }
-    ptx::fence_mbarrier_init();
+    __syncwarp();
+    ptx::named_barrier_arrive<1, kTile.threads()>();
+  } else {
+    ptx::named_barrier_sync<1, kTile.threads()>();
   }
-  __syncthreads();
-  if constexpr (kTile.cluster() > 1) ptx::cluster_sync();
 
   typename Gemm::Ring ring{m, shared, weights, barriers};
-  const int row_tiles = (m.num_strips + kTile.row_groups * kTile.multicast - 1) / (kTile.row_groups * kTile.multicast);
+  const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   const int token_tiles = (m.tokens + kTile.tokens - 1) / kTile.tokens;
   const int num_tiles = row_tiles * token_tiles;
-  const int first_tile = blockIdx.x / kTile.cluster();
-  const int num_clusters = gridDim.x / kTile.cluster();
+  const int first_tile = blockIdx.x / kTile.cluster_k;
+  const int num_clusters = gridDim.x / kTile.cluster_k;
+
+  const auto tokens_of = [&](const typename Gemm::Work& work) {
+    return min(kTile.tokens, m.tokens - work.token_tile * kTile.tokens);
+  };
+  const auto work_of_tile = [&](int tile) { return work_of<Gemm>(p, tile, row_tiles, token_tiles, rank); };
+  auto work = work_of_tile(first_tile);
 
   if (group == kConsumers) {
     if constexpr (kTile.moves_registers()) ptx::set_max_registers_down<kConsumers == 2 ? 40 : 32>();
     if (warp == 4 * kConsumers && ptx::elect_one()) {
+      Gemm::produce(m, &map, ring, work, m.early_stages);
 #pragma unroll 1
-      for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
-        Gemm::produce(m, &map, ring, work_of<Gemm>(p, tile, row_tiles, token_tiles, rank), rank, tile == first_tile);
+      for (int tile = first_tile + num_clusters; tile < num_tiles; tile += num_clusters) {
+        Gemm::produce(m, &map, ring, work_of_tile(tile), 0);
       }
       // Late: where two CTAs fit on a multiprocessor, CTAs of the next grid would take the place of this one's. And
       // after the wait in produce(), so that a grid never overlaps the one before its predecessor.
@@ -95,34 +120,38 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     __syncwarp();
   } else {
     if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<kConsumers == 2 ? 232 : 160>();
-    const int row_group = group % kTile.row_groups;
     typename Gemm::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
-#pragma unroll 1
-    for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
-      const auto work = work_of<Gemm>(p, tile, row_tiles, token_tiles, rank);
-      if constexpr (Config::kMmaSync)
-        Gemm::consume_mma_sync(m, ring, work, group, consumer);
-      else
-        Gemm::consume_wgmma(m, ring, work, group, consumer);
-      const int row = 64 * row_group + 16 * consumer.warp;
-      if constexpr (kTile.reduces()) {
-        // All warps are done with the stages, which the partial sums overwrite.
-        ptx::named_barrier_sync<1, 128 * kConsumers>();
-        const int share = Config::kMmaSync ? warp : group / kTile.row_groups;
-        constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
-        float* plane = reinterpret_cast<float*>(shared) + share * kTile.tokens * kPitch;
+    if constexpr (kTile.reduces()) {
+      EpilogueTable table(epilogue, kTile.rows());
+      table.load_rows(p.epilogue, kUnit, work.row_tile * kTile.rows(), kTile.rows(), thread, 128 * kConsumers);
+      if (m.dependent_launch) ptx::wait_for_dependencies();
+      table.load_tokens(p.epilogue, work.token_tile * kTile.tokens, tokens_of(work), thread, 128 * kConsumers);
+      touch(p.epilogue);
+
+      Gemm::consume(m, ring, work, group, consumer);
+      // All warps are done with the stages, which the partial sums overwrite.
+      ptx::named_barrier_sync<2, 128 * kConsumers>();
+      const int share = group / kTile.row_groups * kTile.stage_shares() + Gemm::stage_share(consumer);
+      constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
+      float* plane = reinterpret_cast<float*>(shared) + share * kTile.tokens * kPitch;
 #pragma unroll
-        for (int patch = 0; patch < Gemm::kPatches; ++patch) {
-          store_partial<kTile.tokens>(Gemm::sums(consumer, patch), plane, kPitch, Config::kMmaSync ? 16 * patch : row,
-                                      lane);
-        }
-      } else {
+      for (int patch = 0; patch < Gemm::kPatches; ++patch) {
+        store_partial<kTile.tokens>(Gemm::sums(consumer, patch), plane, kPitch,
+                                    64 * (group % kTile.row_groups) + 16 * (Gemm::first_patch(consumer) + patch), lane);
+      }
+    } else {
+#pragma unroll 1
+      for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
+        work = work_of_tile(tile);
+        Gemm::consume(m, ring, work, group, consumer);
         if (m.dependent_launch) ptx::wait_for_dependencies();
-        store_sums<kTile.tokens>(p.epilogue, Gemm::sums(consumer, 0), kUnit, work.row_tile * kTile.rows() + row,
-                                 work.token_tile * kTile.tokens, m.tokens, lane,
-                                 staging + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+        store_sums<kTile.tokens>(
+            p.epilogue, Gemm::sums(consumer, 0), kUnit,
+            work.row_tile * kTile.rows() + 64 * (group % kTile.row_groups) + 16 * Gemm::first_patch(consumer),
+            work.token_tile * kTile.tokens, m.tokens, lane,
+            epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
       }
     }
   }
@@ -132,16 +161,15 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       ptx::cluster_sync();
     else
       __syncthreads();
-    if (group < kConsumers && first_tile < num_tiles) {
-      if (m.dependent_launch) ptx::wait_for_dependencies();
-      const auto work = work_of<Gemm>(p, first_tile, row_tiles, token_tiles, rank);
-      reduce_and_store<kTile.shares(), kTile.cluster_k>(
-          p.epilogue, reinterpret_cast<const float*>(shared), kTile.rows(), kTile.tokens, kUnit,
-          work.row_tile * kTile.rows(), work.token_tile * kTile.tokens, m.tokens, thread, 128 * kConsumers, rank);
+    if (group < kConsumers) {
+      reduce_and_store<kTile.shares(), kTile.cluster_k, kTile.rows()>(
+          p.epilogue, reinterpret_cast<const float*>(shared), EpilogueTable(epilogue, kTile.rows()), kTile.tokens,
+          work.row_tile * kTile.rows(), work.token_tile * kTile.tokens, tokens_of(work), thread, 128 * kConsumers,
+          rank);
     }
   }
-  // No CTA may end while another reads its shared memory or arrives at its barriers.
-  if constexpr (kTile.cluster() > 1) ptx::cluster_sync();
+  // No CTA may end while another reads its shared memory.
+  if constexpr (kTile.cluster_k > 1) ptx::cluster_sync();
 }
 
 }  // namespace gemm_sm90
@@ -153,7 +181,7 @@ void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
   const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes);
   allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
-                                    kTile.tokens, kTile.stage_tiles() * kTile.token_blocks() / kTile.multicast);
+                                    kTile.tokens, kTile.stage_tiles() * kTile.token_blocks());
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
@@ -162,9 +190,9 @@ void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  if (kTile.cluster() > 1) {
+  if (kTile.cluster_k > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(kTile.cluster()), 1, 1};
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(kTile.cluster_k), 1, 1};
   }
   if (p.mainloop.dependent_launch) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -36,16 +36,6 @@ HUMMING_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 HUMMING_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// At the barrier of the same offset in CTA `cta` of the cluster. The default scope: `.release.cluster` would put a
-// full memory barrier into the loop.
-HUMMING_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t cta) {
-  asm volatile(
-      "{.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
-      "r"(cta)
-      : "memory");
-}
 HUMMING_DEVICE void mbarrier_expect_tx(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -63,14 +53,6 @@ HUMMING_DEVICE void tensor_copy(uint32_t destination, const CUtensorMap* map, in
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
           "r"(destination),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
-      : "memory");
-}
-HUMMING_DEVICE void tensor_copy_multicast(uint32_t destination, const CUtensorMap* map, int x, int y, int z,
-                                          uint32_t barrier, uint16_t ctas) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(destination),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(ctas)
       : "memory");
 }
 // Orders this thread's shared-memory stores before later accesses of the copy engine and of wgmma.
@@ -164,6 +146,12 @@ HUMMING_DEVICE bool elect_one() {
 template <int kBarrier, int kThreads>
 HUMMING_DEVICE void named_barrier_sync() {
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
+// The same without waiting: for those whom others wait for.
+template <int kBarrier, int kThreads>
+HUMMING_DEVICE void named_barrier_arrive() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
 }
 
 }  // namespace humming::ptx

@@ -1,5 +1,5 @@
-// The Hopper dense main loop: one producer warp fills a ring of stages, consumer warpgroups turn codes into fragments
-// and multiply. Extents and names: sm90_tile.h.
+// The Hopper dense main loop: a producer warp fills a ring of stages, consumer warpgroups turn codes into fragments and
+// multiply. Extents and names: sm90_tile.h.
 //
 //   global   packed [strip][record], tokens [M][K]
 //   shared   stage s: tokens [record of the stage][block][token][128 bytes], 128-byte swizzle
@@ -8,8 +8,7 @@
 //            while the asynchronous MMAs of the last one run
 //            D: acc[4 * j + r] is channel g + 8 * (r / 2), token 8 * j + 2 * t + r % 2
 //
-// Barriers of stage s: full (the producer's arrive with its byte count), empty (lane 0 of every consumer warp, of every
-// CTA that shares the tokens).
+// Barriers of stage s: full (the producer's arrive with its byte count), empty (lane 0 of every warp that has the stage).
 #pragma once
 
 #include "mainloop/ptx.h"
@@ -20,27 +19,25 @@
 
 namespace humming {
 
-// Config: the manifest's columns. kMmaSync: mma.sync instead of wgmma, for 8 tokens of a 16-bit operand.
+// Config: the manifest's columns. mma.sync instead of wgmma serves few tokens of a 16-bit operand.
 template <class Config>
 struct Sm90Gemm {
   static constexpr Operand kOperand = Config::kOperand;
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK, Config::kMulticast,
-            Config::kTokens,    Config::kKTiles, k16 ? 2 : 1,       Config::kMmaSync};
+    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK, Config::kTokens,
+            Config::kKTiles,    k16 ? 2 : 1,     Config::kMmaPatches};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
   using MmaType = std::conditional_t<kOperand == Operand::s8, int, float>;
   static constexpr int kSums = tile().tokens / 2;            // accumulators of a thread and 16 rows
-  static constexpr int kPatches = Config::kMmaSync ? 4 : 1;  // of 16 rows that a warp has
+  static constexpr bool kMmaSync = tile().mma_patches > 0;
+  static constexpr int kPatches = kMmaSync ? tile().mma_patches : 1;  // of 16 rows that a warp has
 
-  static_assert(!Config::kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
-  static_assert(!Config::kMmaSync || tile().row_groups == 1, "with mma.sync a warp has all rows of the tile");
-  static_assert(tile().multicast == 1 || !tile().reduces(), "a cluster either splits K or shares tokens");
-  static_assert(tile().multicast <= tile().token_blocks(),
-                "every CTA of a multicast cluster fetches whole token blocks");
+  static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
+  static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
 
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
   static constexpr bool kClearTail = Weights::kTraits.specials != Specials::none;
@@ -63,18 +60,19 @@ struct Sm90Gemm {
     __device__ uint32_t empty() const { return barriers + 8 * (p.stages + stage); }
     __device__ uint8_t* stage_tokens() const { return tokens + stage * tile().token_stage_bytes(); }
     __device__ uint8_t* stage_weights() const { return weights + stage * tile().weight_stage_bytes(p.record_bytes); }
-    __device__ void next() {
-      if (++stage == p.stages) {
-        stage = 0;
+    __device__ void next(int steps = 1) {  // at most `stages` steps
+      stage += steps;
+      if (stage >= p.stages) {
+        stage -= p.stages;
         phase ^= 1;
       }
     }
   };
 
-  // ---- producer ----
+  // ---- producer: one lane ----
 
-  // The producer of one work item: where its next weights and tokens come from. Kept as running addresses, because one
-  // lane walks through this code and every instruction delays the next copy.
+  // Where the next copies of a work item come from. Running addresses, because one lane walks through this code and
+  // every instruction delays the next copy.
   struct Source {
     const uint8_t* weights;  // of the first row group
     int strips;              // row groups that exist
@@ -82,98 +80,100 @@ struct Sm90Gemm {
     int block;  // of 128 bytes along K
   };
 
-  __device__ static void load_weights(const Sm90MainloopParams& p, const Source& source, uint32_t to, int bytes,
-                                      uint32_t barrier) {
-    const int pitch = tile().stage_tiles() * p.record_bytes;
+  __device__ static void copy_weights(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int bytes) {
+    uint32_t to = ptx::shared_address(ring.stage_weights());
     const uint8_t* from = source.weights;
 #pragma unroll
     for (int group = 0; group < tile().row_groups; ++group) {
-      if (group < source.strips) ptx::bulk_copy(to + group * pitch, from, bytes, barrier);
+      if (group < source.strips) ptx::bulk_copy(to, from, bytes, ring.full());
+      to += tile().stage_tiles() * p.record_bytes;
       from += p.strip_bytes;
     }
   }
 
   // The half tail record, at record `index` of the stage: its codes, and its scales where a full record has them.
-  __device__ static void load_tail(const Sm90MainloopParams& p, const Source& source, uint8_t* stage, int index,
-                                   uint32_t barrier) {
+  __device__ static void copy_tail(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int index) {
+    const uint8_t* from = source.weights + index * p.record_bytes;
 #pragma unroll 1
-    for (int group = 0; group < source.strips; ++group) {
-      const uint8_t* from = source.weights + group * p.strip_bytes + index * p.record_bytes;
-      uint8_t* to = stage + (group * tile().stage_tiles() + index) * p.record_bytes;
+    for (int group = 0; group < source.strips; ++group, from += p.strip_bytes) {
+      uint8_t* to = ring.stage_weights() + (group * tile().stage_tiles() + index) * p.record_bytes;
       if constexpr (kClearTail) {
         uint4* codes = reinterpret_cast<uint4*>(to + p.tail_codes_bytes);
 #pragma unroll 1
         for (int i = 0; i < p.tail_codes_bytes / 16; ++i) codes[i] = make_uint4(0, 0, 0, 0);
         ptx::fence_proxy_async();  // a later bulk copy overwrites these stores
       }
-      ptx::bulk_copy(ptx::shared_address(to), from, p.tail_codes_bytes, barrier);
+      ptx::bulk_copy(ptx::shared_address(to), from, p.tail_codes_bytes, ring.full());
       if (p.tail_scale_bytes > 0) {
         ptx::bulk_copy(ptx::shared_address(to + p.view.scale_offset), from + p.tail_codes_bytes, p.tail_scale_bytes,
-                       barrier);
+                       ring.full());
       }
     }
   }
 
   // Tokens of a whole stage. One copy brings all blocks where K is a multiple of a block, else one copy a block, so
   // that the columns past K are zeros and not the next token's.
-  __device__ static void load_tokens(const Sm90MainloopParams& p, const CUtensorMap* map, const Source& source,
-                                     uint32_t to, uint32_t barrier) {
-    constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks() / tile().multicast;
+  __device__ static void copy_tokens(const Sm90MainloopParams& p, const CUtensorMap* map, const Ring& ring,
+                                     Source& source) {
+    constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
     constexpr int kBlockColumns = 128 / tile().value_bytes;
-    const auto copy = [&](int x, int z) {
-      if constexpr (tile().multicast > 1) {
-        ptx::tensor_copy_multicast(to, map, x, source.token, z, barrier, (1 << tile().multicast) - 1);
-      } else {
-        ptx::tensor_copy(to, map, x, source.token, z, barrier);
-      }
-    };
+    uint32_t to = ptx::shared_address(ring.stage_tokens());
     if (p.k % kBlockColumns == 0) {
-      copy(0, source.block);
+      ptx::tensor_copy(to, map, 0, source.token, source.block, ring.full());
     } else {
 #pragma unroll 1
-      for (int i = 0; i < kBlocks; ++i, to += tile().tokens * 128) copy((source.block + i) * kBlockColumns, 0);
+      for (int i = 0; i < kBlocks; ++i, to += tile().tokens * 128) {
+        ptx::tensor_copy(to, map, (source.block + i) * kBlockColumns, source.token, 0, ring.full());
+      }
     }
+    source.block += kBlocks;
   }
 
-  // Runs in one elected lane. `first`: the CTA's first work item, whose weights do not depend on the grid before and
-  // are asked for ahead of its end; no more than one stage of them, because tokens queue behind weights.
+  // Fills the ring for one work item. `early`: stages of weights, which do not depend on the grid ahead, to ask for
+  // before it has ended; few, because tokens queue behind weights. 0 after the CTA's first work item.
   __device__ static void produce(const Sm90MainloopParams& p, const CUtensorMap* map, Ring& ring, const Work& work,
-                                 uint32_t rank, bool first) {
+                                 int early) {
     constexpr int kStageTiles = tile().stage_tiles();
-    constexpr int kStageBlocks = kStageTiles * tile().token_blocks();
+    const int stage_bytes = kStageTiles * p.record_bytes;
     const int strip = work.row_tile * tile().row_groups;
     Source source;
     source.weights = p.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
-    source.strips = max(0, min(tile().row_groups, p.num_strips - strip));
+    source.strips = min(tile().row_groups, p.num_strips - strip);
     source.token = work.token_tile * tile().tokens;
     source.block = work.k_begin * tile().token_blocks();
-    uint32_t token_offset = 0;
-    if constexpr (tile().multicast > 1) {
-      constexpr int kShare = kStageBlocks / tile().multicast;
-      source.block += rank * kShare;
-      token_offset = rank * kShare * tile().tokens * 128;
-    }
-    const int stage_bytes = kStageTiles * p.record_bytes;
-#pragma unroll 1
-    for (int k = work.k_begin; k < work.k_end; k += kStageTiles) {
-      const int count = min(kStageTiles, work.k_end - k);
-      const bool tail = p.half_tail && k + count == p.num_k_tiles;
-      const int full_bytes = tail                   ? (count - 1) * p.record_bytes
-                             : count == kStageTiles ? stage_bytes
-                                                    : count * p.record_bytes;
-      const int bytes = full_bytes + (tail ? p.tail_codes_bytes + p.tail_scale_bytes : 0);
-      const uint32_t barrier = ring.full();
+
+    const int tail = p.half_tail && work.k_end == p.num_k_tiles;
+    const int records = work.k_end - work.k_begin - tail;
+    const int full_stages = records / kStageTiles;
+    const auto begin_stage = [&](int bytes) {
       ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
-      ptx::mbarrier_expect_tx(barrier, source.strips * bytes + tile().token_stage_bytes());
-      if (full_bytes > 0) load_weights(p, source, ptx::shared_address(ring.stage_weights()), full_bytes, barrier);
-      if (tail) load_tail(p, source, ring.stage_weights(), count - 1, barrier);
-      if (first) {
-        first = false;
-        if (p.dependent_launch) ptx::wait_for_dependencies();
-      }
-      load_tokens(p, map, source, ptx::shared_address(ring.stage_tokens()) + token_offset, barrier);
+      ptx::mbarrier_expect_tx(ring.full(), source.strips * bytes + tile().token_stage_bytes());
+    };
+    const auto next_full_stage = [&] {
+      begin_stage(stage_bytes);
+      copy_weights(p, ring, source, stage_bytes);
       source.weights += stage_bytes;
-      source.block += kStageBlocks;
+    };
+
+    early = min(early, full_stages);
+    Ring tokens_ring = ring;
+#pragma unroll 1
+    for (int i = 0; i < early; ++i, ring.next()) next_full_stage();
+    if (p.dependent_launch) ptx::wait_for_dependencies();
+#pragma unroll 1
+    for (int i = 0; i < early; ++i, tokens_ring.next()) copy_tokens(p, map, tokens_ring, source);
+#pragma unroll 1
+    for (int i = early; i < full_stages; ++i, ring.next()) {
+      next_full_stage();
+      copy_tokens(p, map, ring, source);
+    }
+    const int rest = records - full_stages * kStageTiles;
+    if (rest + tail > 0) {
+      const int bytes = rest * p.record_bytes;
+      begin_stage(bytes + (tail ? p.tail_codes_bytes + p.tail_scale_bytes : 0));
+      if (rest > 0) copy_weights(p, ring, source, bytes);
+      if (tail) copy_tail(p, ring, source, rest);
+      copy_tokens(p, map, ring, source);
       ring.next();
     }
   }
@@ -181,14 +181,7 @@ struct Sm90Gemm {
   // ---- consumers ----
 
   __device__ static void release(uint32_t empty, int lane) {
-    if (lane == 0) {
-      if constexpr (tile().multicast == 1) {
-        ptx::mbarrier_arrive(empty);
-      } else {
-#pragma unroll
-        for (int cta = 0; cta < tile().multicast; ++cta) ptx::mbarrier_arrive_cluster(empty, cta);
-      }
-    }
+    if (lane == 0) ptx::mbarrier_arrive(empty);
   }
 
   // Shared-memory descriptor of B, K-major with 128-byte swizzle: 8 tokens a 1024-byte group.
@@ -209,6 +202,12 @@ struct Sm90Gemm {
     float total[kPatches][kAccumulatorScale ? kSums : 1];
   };
 
+  // Which share of a stage a warp has, and the first of its patches.
+  __device__ static int stage_share(const Consumer& c) { return kMmaSync ? c.warp % tile().stage_shares() : 0; }
+  __device__ static int first_patch(const Consumer& c) {
+    return kMmaSync ? c.warp / tile().stage_shares() * kPatches : c.warp;
+  }
+
   // The finished sums of a thread, of one of its 16-row patches.
   __device__ static auto& sums(Consumer& c, int patch) {
     if constexpr (kAccumulatorScale)
@@ -227,7 +226,7 @@ struct Sm90Gemm {
         rows[0] = weights.row(view, 0, group);
         rows[1] = weights.row(view, 1, group);
       }
-      weights.template fragment<kHalf, kStep>(rows, fragment[kStep]);
+      weights.template fragment<kHalf, kStep, false>(rows, fragment[kStep]);
       fragments<kHalf, kStep + 1>(view, weights, rows, fragment);
     }
   }
@@ -254,7 +253,7 @@ struct Sm90Gemm {
     Weights weights;
     typename Weights::Row rows[2];
     uint32_t fragment[2][Weights::kSteps][4];
-    weights.load(records + record * p.record_bytes, c.warp, c.lane);
+    weights.load(p.view, records + record * p.record_bytes, c.warp, c.lane);
     const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_tile_bytes());
     multiply_half<0>(p.view, weights, rows, fragment, tokens, !kAccumulatorScale, c);
     ptx::wgmma_wait_group<1>();
@@ -273,15 +272,19 @@ struct Sm90Gemm {
     }
   }
 
-  // Runs `multiply(record)` for a share's records of every stage of a work item, and hands the stages on:
-  // release_stage is called when the stage's last record has been issued. Full stages are unrolled without a branch
-  // between records.
+  // Runs `multiply(records, record)` for the records of a share in every stage of the warpgroup `group`, and hands the
+  // stages on: release_stage is called when the stage's last record has been issued. Full stages are unrolled without a
+  // branch between records.
   template <class Multiply, class Release>
-  __device__ static void for_each_record(Ring& ring, const Work& work, int row_group, int share, Multiply multiply,
+  __device__ static void for_each_record(Ring& ring, const Work& work, int group, int share, Multiply multiply,
                                          Release release_stage) {
+    const int row_group = group % tile().row_groups;
+    const int turn = group / tile().row_groups;
     const int first = share * tile().k_tiles;
+    ring.next(turn);
 #pragma unroll 1
-    for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles()) {
+    for (int k = work.k_begin + turn * tile().stage_tiles(); k < work.k_end;
+         k += tile().split_k * tile().stage_tiles()) {
       ptx::mbarrier_wait(ring.full(), ring.phase);
       const uint8_t* records = ring.stage_weights() + row_group * tile().stage_tiles() * ring.p.record_bytes;
       if (tile().stage_tiles() == 1 || k + first + tile().k_tiles <= work.k_end) {
@@ -292,7 +295,7 @@ struct Sm90Gemm {
         for (int record = first; k + record < work.k_end; ++record) multiply(records, record);
       }
       release_stage(ring.empty());
-      ring.next();
+      ring.next(tile().split_k);
     }
   }
 
@@ -305,13 +308,12 @@ struct Sm90Gemm {
       if constexpr (kAccumulatorScale) c.total[0][i] = 0;
     }
     for_each_record(
-        ring, work, group % tile().row_groups, group / tile().row_groups,
+        ring, work, group, 0,
         [&](const uint8_t* records, int record) { multiply_wgmma(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
           if constexpr (kAccumulatorScale) {
             release(empty, c.lane);
           } else {
-            if (pending != 0) release(pending, c.lane);  // this share had no record in the stage
             pending = empty;
           }
         });
@@ -333,22 +335,35 @@ struct Sm90Gemm {
   static constexpr int kQuarters = kTileK / 32;
   static constexpr int kQuarterTokens = tile().tokens / 8 * 4;  // registers of 32 columns of all tokens
   static constexpr int kScaleQuarters = kAccumulatorScale ? Weights::kGroup / 32 : kQuarters;  // between two scalings
+  static constexpr int kScales = kQuarters / kScaleQuarters;                                   // of a record
+  // Whether codes go in with their centre still on them (dequant.h): sum((raw - centre) * x) = sum(raw * x) - centre *
+  // sum(x), where a product with ones gives the sums of the tokens, once for all patches.
+  static constexpr bool kCentred = kAccumulatorScale && Weights::kHasCentre;
+  using TokenSums = float[kScales][kCentred ? kSums : 1];
 
   // 32 columns (two MMA steps) of a patch, from column 32 * kQuarter of the record, into two independent sums; then the
   // quarters after it. After the last quarter of a group its scale joins the sums to the patch's total.
   template <int kQuarter>
   __device__ static void multiply_quarters(const RecordView& view, const Weights& weights,
                                            typename Weights::Row (&rows)[2],
-                                           const uint32_t (&tokens)[kQuarters][kQuarterTokens], float (&even)[kSums],
-                                           float (&odd)[kSums], float* total) {
+                                           const uint32_t (&tokens)[kQuarters][kQuarterTokens],
+                                           const TokenSums& token_sums, float (&even)[kSums], float (&odd)[kSums],
+                                           float* total) {
     if constexpr (kQuarter < kQuarters) {
       constexpr int kHalf = kQuarter / 2;
       constexpr int kStep = kQuarter % 2 * 2;
+      constexpr int kScale = kQuarter / kScaleQuarters;
       uint32_t fragment[2][4];
       begin_group<32 * kQuarter>(view, weights, rows);
-      weights.template fragment<kHalf, kStep>(rows, fragment[0]);
+      weights.template fragment<kHalf, kStep, kCentred>(rows, fragment[0]);
       begin_group<32 * kQuarter + 16>(view, weights, rows);
-      weights.template fragment<kHalf, kStep + 1>(rows, fragment[1]);
+      weights.template fragment<kHalf, kStep + 1, kCentred>(rows, fragment[1]);
+      if constexpr (kAccumulatorScale && kQuarter % kScaleQuarters == 0) {
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) {
+          even[i] = odd[i] = 0;
+        }
+      }
 #pragma unroll
       for (int j = 0; j < tile().tokens / 8; ++j) {
         const uint32_t* b = tokens[kQuarter] + 4 * j;
@@ -360,11 +375,32 @@ struct Sm90Gemm {
         const float scale[2] = {weights.scale(view, 0, group), weights.scale(view, 1, group)};
 #pragma unroll
         for (int i = 0; i < kSums; ++i) {
-          total[i] = fmaf(even[i] + odd[i], scale[i / 2 % 2], total[i]);
-          even[i] = odd[i] = 0;
+          float sum = even[i] + odd[i];
+          if constexpr (kCentred) sum = fmaf(-Weights::centre(rows[i / 2 % 2]), token_sums[kScale][i], sum);
+          total[i] = fmaf(sum, scale[i / 2 % 2], total[i]);
         }
       }
-      multiply_quarters<kQuarter + 1>(view, weights, rows, tokens, even, odd, total);
+      multiply_quarters<kQuarter + 1>(view, weights, rows, tokens, token_sums, even, odd, total);
+    }
+  }
+
+  // Sums of the tokens over the columns of each scale, as the accumulators of all rows have them.
+  __device__ static void sum_tokens(const uint32_t (&tokens)[kQuarters][kQuarterTokens], TokenSums& sums) {
+    if constexpr (kCentred) {
+      constexpr uint32_t kOne = kOperand == Operand::bf16 ? 0x3F803F80 : 0x3C003C00;
+      const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
+#pragma unroll
+      for (int quarter = 0; quarter < kQuarters; ++quarter) {
+        float* sum = sums[quarter / kScaleQuarters];
+#pragma unroll
+        for (int i = 0; i < kSums && quarter % kScaleQuarters == 0; ++i) sum[i] = 0;
+#pragma unroll
+        for (int j = 0; j < tile().tokens / 8; ++j) {
+          const uint32_t* b = tokens[quarter] + 4 * j;
+          mma(sum + 4 * j, ones, b[0], b[1]);
+          mma(sum + 4 * j, ones, b[2], b[3]);
+        }
+      }
     }
   }
 
@@ -404,16 +440,18 @@ struct Sm90Gemm {
       }
     }
     for_each_record(
-        ring, work, 0, 4 * group + c.warp,
+        ring, work, group, stage_share(c),
         [&](const uint8_t* records, int record) {
           uint32_t tokens[kQuarters][kQuarterTokens];
+          TokenSums token_sums;
           load_tokens(ptx::shared_address(ring.stage_tokens() + record * tile().token_tile_bytes()), c.lane, tokens);
+          sum_tokens(tokens, token_sums);
 #pragma unroll
           for (int patch = 0; patch < kPatches; ++patch) {
             Weights weights;
             typename Weights::Row rows[2];
-            weights.load(records + record * p.record_bytes, patch, c.lane);
-            multiply_quarters<0>(p.view, weights, rows, tokens, c.acc[patch], odd[patch], c.total[patch]);
+            weights.load(p.view, records + record * p.record_bytes, first_patch(c) + patch, c.lane);
+            multiply_quarters<0>(p.view, weights, rows, tokens, token_sums, c.acc[patch], odd[patch], c.total[patch]);
           }
         },
         [&](uint32_t empty) {
@@ -427,6 +465,14 @@ struct Sm90Gemm {
         for (int i = 0; i < kSums; ++i) c.acc[patch][i] += odd[patch][i];
       }
     }
+  }
+
+  // Multiplies the warp's part of a work item into sums().
+  __device__ static void consume(const Sm90MainloopParams& p, Ring& ring, const Work& work, int group, Consumer& c) {
+    if constexpr (kMmaSync)
+      consume_mma_sync(p, ring, work, group, c);
+    else
+      consume_wgmma(p, ring, work, group, c);
   }
 };
 

@@ -20,6 +20,7 @@ struct Sm90MainloopParams {
   int64_t k;  // columns of x
   int tokens;
   int stages;             // of the ring
+  int early_stages;       // of weights, asked for before the grid ahead has ended; at most `stages`
   bool dependent_launch;  // launched before the grid ahead of it has ended (programmatic dependent launch)
 };
 

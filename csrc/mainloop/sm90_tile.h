@@ -5,11 +5,13 @@
 // operand (128-byte swizzled shared memory), D has channels as rows and tokens as columns.
 //
 //   CTA tile      64 * row_groups channels x `tokens` tokens
-//   consumers     row_groups * split_k warpgroups. wgmma: warpgroup w has the row group w % row_groups and, of every
-//                 stage, the k_tiles records of its share w / row_groups. mma.sync: every warp has all 64 rows of its
-//                 records, a share of its own, and reads their tokens once for four fragments of weights
-//   stage         shares * k_tiles records along K for each of the row groups, and their columns of all tokens
-//   cluster       cluster_k CTAs split K, or `multicast` CTAs with neighbouring channels share the tokens
+//   consumers     row_groups * split_k warpgroups. Warpgroup w has the row group w % row_groups and every split_k-th
+//                 stage, from stage w / row_groups on. wgmma: it multiplies the k_tiles records of a stage together.
+//                 mma.sync: each of its warps has `mma_patches` of the four 16-row patches of k_tiles records, and
+//                 reads their tokens once for all of them
+//   stage         k_tiles records along K, with mma.sync mma_patches * k_tiles, for each of the row groups, and their
+//                 columns of all tokens. Small stages let the first warpgroup begin early
+//   cluster       cluster_k CTAs split K
 #pragma once
 
 #include <cstdint>
@@ -20,15 +22,15 @@
 namespace humming {
 
 struct Sm90Tile {
-  int row_groups, split_k, cluster_k, multicast, tokens, k_tiles;
+  int row_groups, split_k, cluster_k, tokens, k_tiles;
   int value_bytes;  // of a token's element
-  bool mma_sync;    // row_groups is 1
+  int mma_patches;  // 0: wgmma. 1, 2, 4: mma.sync, row_groups is 1
 
   constexpr int rows() const { return kStripRows * row_groups; }
   constexpr int consumer_groups() const { return row_groups * split_k; }
-  constexpr int shares() const { return split_k * (mma_sync ? 4 : 1); }
-  constexpr int stage_tiles() const { return shares() * k_tiles; }
-  constexpr int cluster() const { return cluster_k * multicast; }
+  constexpr int stage_shares() const { return mma_patches > 0 ? mma_patches : 1; }  // parts of a stage, each with sums of its own
+  constexpr int shares() const { return split_k * stage_shares(); }
+  constexpr int stage_tiles() const { return stage_shares() * k_tiles; }
   constexpr bool reduces() const { return shares() * cluster_k > 1; }
   // Accumulators of 64 x 128 and more want registers moved from producers to consumers, warpgroup by warpgroup.
   constexpr bool moves_registers() const { return tokens >= 128; }
@@ -43,17 +45,17 @@ struct Sm90Tile {
   // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
   static constexpr int kReductionPad = 4;
   constexpr int reduction_bytes() const { return reduces() ? shares() * tokens * (rows() + kReductionPad) * 4 : 0; }
-  // Behind the stages: staging of the 16-bit epilogue, one 16-token x 48-byte buffer per warp; then two barriers a
-  // stage.
+  // Behind the stages: what the epilogue keeps. Where K is split, a scale and a bias per row and a scale per token; else
+  // staging for 16-bit outputs, one 16-token x 48-byte buffer per warp. Then two barriers a stage.
   static constexpr int kStagingRowBytes = 48;
   static constexpr int kStagingTokens = 16;
-  constexpr int staging_bytes() const {
-    return reduces() ? 0 : 4 * consumer_groups() * kStagingTokens * kStagingRowBytes;
+  constexpr int epilogue_bytes() const {
+    return reduces() ? 8 * rows() + 4 * tokens : 4 * consumer_groups() * kStagingTokens * kStagingRowBytes;
   }
   constexpr int shared_bytes(int stages, int record_bytes) const {
     const int pipeline = stages * stage_bytes(record_bytes);
     const int area = pipeline > reduction_bytes() ? pipeline : reduction_bytes();
-    return area + staging_bytes() + 16 * stages;
+    return area + epilogue_bytes() + 16 * stages;
   }
 };
 

@@ -18,22 +18,76 @@ namespace humming {
 
 namespace weight_tile {
 
+HUMMING_HD constexpr int bytes_of(ScaleStorage storage) {
+  switch (storage) {
+    case ScaleStorage::none: return 0;
+    case ScaleStorage::half: return 2;
+    case ScaleStorage::fp32: return 4;
+    case ScaleStorage::e8m0:
+    case ScaleStorage::e4m3: return 1;
+  }
+  return 0;
+}
+
 template <ScaleStorage kStorage>
-__device__ __forceinline__ float load_scale(const uint8_t* scales, int index, bool is_bf16) {
+__device__ __forceinline__ float scale_from_bits(uint32_t bits, bool is_bf16) {
   if constexpr (kStorage == ScaleStorage::half) {
-    const uint16_t bits = reinterpret_cast<const uint16_t*>(scales)[index];
-    return is_bf16 ? float_from_bits(static_cast<uint32_t>(bits) << 16) : float_from_f16(bits);
+    return is_bf16 ? float_from_bits(bits << 16) : float_from_f16(static_cast<uint16_t>(bits));
   } else if constexpr (kStorage == ScaleStorage::fp32) {
-    return reinterpret_cast<const float*>(scales)[index];
+    return float_from_bits(bits);
   } else if constexpr (kStorage == ScaleStorage::e8m0) {
-    const uint32_t code = scales[index];
-    return float_from_bits(code ? code << 23 : 0x00400000u);  // 2^-127 is subnormal
+    return float_from_bits(bits ? bits << 23 : 0x00400000u);  // 2^-127 is subnormal
   } else {
     // e4m3 in the upper byte of an fp16, one bit down, is 2^-8 times itself.
-    const uint32_t code = scales[index];
-    return 256.0f * float_from_f16(static_cast<uint16_t>((code & 0x80) << 8 | (code & 0x7F) << 7));
+    return 256.0f * float_from_f16(static_cast<uint16_t>((bits & 0x80) << 8 | (bits & 0x7F) << 7));
   }
 }
+
+// What a record has for a lane's two rows in every group, kCount elements of kBytes side by side: scales, zero points,
+// offsets. kLoaded: all of them are read at once, into registers; else one at a time, where they are.
+template <int kBytes, int kCount, bool kLoaded>
+struct RowData {
+  static constexpr int kTotal = kBytes * kCount;
+  uint32_t words[kLoaded && kTotal > 0 ? (kTotal + 3) / 4 : 1];
+  const uint8_t* place;
+
+  // `area` in the record; `count`: elements that a lane has there, kCount if kLoaded.
+  __device__ __forceinline__ void load(const uint8_t* area, int row_pair, int count) {
+    if constexpr (kTotal > 0) {
+      place = area + row_pair * count * kBytes;
+      if constexpr (kLoaded) {
+        if constexpr (kTotal >= 16) {
+#pragma unroll
+          for (int i = 0; i < kTotal / 16; ++i) {
+            const uint4 vector = reinterpret_cast<const uint4*>(place)[i];
+            words[4 * i] = vector.x;
+            words[4 * i + 1] = vector.y;
+            words[4 * i + 2] = vector.z;
+            words[4 * i + 3] = vector.w;
+          }
+        } else if constexpr (kTotal == 8) {
+          const uint2 vector = *reinterpret_cast<const uint2*>(place);
+          words[0] = vector.x;
+          words[1] = vector.y;
+        } else if constexpr (kTotal == 4) {
+          words[0] = *reinterpret_cast<const uint32_t*>(place);
+        } else {
+          words[0] = *reinterpret_cast<const uint16_t*>(place);
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ uint32_t operator[](int index) const {
+    if constexpr (kTotal == 0) return 0;
+    if constexpr (kLoaded) {
+      const uint32_t bits = words[index * kBytes / 4] >> index * kBytes % 4 * 8;
+      return kBytes == 4 ? bits : bits & ((1u << 8 * kBytes % 32) - 1);
+    }
+    if constexpr (kBytes == 1) return place[index];
+    if constexpr (kBytes == 2) return reinterpret_cast<const uint16_t*>(place)[index];
+    return reinterpret_cast<const uint32_t*>(place)[index];
+  }
+};
 
 // A lane's words of one plane and half, in loads of up to 128 bits.
 template <int kWidth>
@@ -58,6 +112,16 @@ __device__ __forceinline__ void load_plane(const uint8_t* plane, int warp, int l
   }
 }
 
+// Whether a dequantiser can leave the centre on its numbers.
+template <class Registers>
+constexpr bool has_centre(decltype(&Registers::centre)) {
+  return true;
+}
+template <class Registers>
+constexpr bool has_centre(...) {
+  return false;
+}
+
 template <int kBits, int kPlane = 0>
 __device__ __forceinline__ void load_words(const uint8_t* half, int warp, int lane, uint32_t* words) {
   constexpr int kWidth = plane_width(kBits, kPlane);
@@ -69,8 +133,7 @@ __device__ __forceinline__ void load_words(const uint8_t* half, int warp, int la
 
 }  // namespace weight_tile
 
-// Config has kFormat, kOperand, kZero, kScaleMode, kScaleStorage and kGroup, the finest scale granularity that the
-// instance serves (16, 32, 128); coarser ones run too, with repeated loads.
+// Config has kFormat, kOperand, kZero, kScaleMode, kScaleStorage and kGroup, the scale granularity (serves_group()).
 template <class Config>
 struct WeightTile {
   static constexpr FormatTraits kTraits = traits(Config::kFormat);
@@ -112,40 +175,47 @@ struct WeightTile {
     uint32_t scale, offset;
   };
 
-  uint32_t words[2][kBits];
-  const uint8_t* record;
-  int first;  // group_index of the lane's row g in a record with one group: 2 * (8 * warp + g)
+  // Whether the groups of a record are a constant, so that what they have is loaded at once.
+  static constexpr bool kExact = !serves_coarser(Config::kScaleStorage, kGroup);
+  static constexpr int kGroups = kTileK / kGroup;
 
-  __device__ __forceinline__ void load(const uint8_t* from, int warp, int lane) {
-    record = from;
-    first = 2 * (8 * warp + lane / 4);
+  uint32_t words[2][kBits];
+  weight_tile::RowData<weight_tile::bytes_of(Config::kScaleStorage), 2 * kGroups, kExact> scales;
+  weight_tile::RowData<kZeroPoint ? 1 : kOffset ? weight_tile::bytes_of(Config::kScaleStorage) : 0, 2 * kGroups, kExact>
+      zeros;
+
+  __device__ __forceinline__ void load(const RecordView& view, const uint8_t* record, int warp, int lane) {
     weight_tile::load_words<kBits>(record, warp, lane, words[0]);
     weight_tile::load_words<kBits>(record + kHalfBytes, warp, lane, words[1]);
+    const int row_pair = 8 * warp + lane / 4;
+    scales.load(record + view.scale_offset, row_pair, 2 * groups(view));
+    zeros.load(record + view.zero_offset, row_pair, 2 * (kExact ? kGroups : view.zero_groups));
   }
 
-  // Groups of a row in a record. An instance for groups of 128 takes no others.
-  __device__ __forceinline__ static int groups(const RecordView& view) { return kGroup == kTileK ? 1 : view.groups; }
+  // Groups of a row in a record.
+  __device__ __forceinline__ static int groups(const RecordView& view) { return kExact ? kGroups : view.groups; }
   // Group of a column 0..127 of the record, and whether a new one may begin there.
   __device__ __forceinline__ static int group_of(const RecordView& view, int column) {
-    return kGroup == kTileK ? 0 : column * view.groups / kTileK;
+    return kExact ? column / kGroup : column * view.groups / kTileK;
   }
   __device__ __forceinline__ static constexpr bool begins_group(int column) { return column % kGroup == 0; }
 
   // Group scale of row g + 8 * row_half as fp32.
   __device__ __forceinline__ float scale(const RecordView& view, int row_half, int group) const {
-    return weight_tile::load_scale<Config::kScaleStorage>(
-        record + view.scale_offset, (first + row_half) * groups(view) + group, view.scale_is_bf16);
+    return weight_tile::scale_from_bits<Config::kScaleStorage>(scales[row_half * groups(view) + group],
+                                                               view.scale_is_bf16);
   }
 
   __device__ __forceinline__ Row row(const RecordView& view, int row_half, int group) const {
     Row result{};
     if constexpr (kFolded) {
-      result.param = Folded::param(record[view.scale_offset + (first + row_half) * groups(view) + group]);
+      result.param = Folded::param(scales[row_half * groups(view) + group]);
       return result;
     } else {
       uint32_t zero = kOffset ? kCentre : dequant::implied_zero(kTraits);
-      const int zero_index = (first + row_half) * view.zero_groups + (view.zero_groups == 1 ? 0 : group);
-      if constexpr (kZeroPoint) zero = record[view.zero_offset + zero_index];
+      const int zero_groups = kExact ? kGroups : view.zero_groups;
+      const int zero_index = row_half * zero_groups + (zero_groups == 1 ? 0 : group);
+      if constexpr (kZeroPoint) zero = zeros[zero_index];
       result.param = Numbers::param(zero);
       if constexpr (kScaleMode == ScaleMode::operand) {
         const float factor = scale(view, row_half, group) * power_of_two(kScaleExponent);
@@ -153,8 +223,7 @@ struct WeightTile {
         if constexpr (kOffset) {
           // scale * (code - centre) + (offset + centre * scale): the centred form rounds a small offset instead of a
           // large one that cancels.
-          const float offset =
-              weight_tile::load_scale<Config::kScaleStorage>(record + view.zero_offset, zero_index, view.scale_is_bf16);
+          const float offset = weight_tile::scale_from_bits<Config::kScaleStorage>(zeros[zero_index], view.scale_is_bf16);
           result.offset = to_operand(__fmaf_rn(factor, static_cast<float>(kCentre), offset));
         }
       }
@@ -162,14 +231,17 @@ struct WeightTile {
     }
   }
 
-  // The registers of MMA step kStep of a half.
-  template <int kHalf, int kStep>
+  // The registers of MMA step kStep of a half, in mode accumulator on request with the centre still on them.
+  template <int kHalf, int kStep, bool kCentred>
   __device__ __forceinline__ void fragment(const Row (&rows)[2], uint32_t (&out)[4]) const {
-    reg<kHalf, 4 * kStep + 0>(rows[0], out[0]);
-    reg<kHalf, 4 * kStep + 1>(rows[1], out[1]);
-    reg<kHalf, 4 * kStep + 2>(rows[0], out[2]);
-    reg<kHalf, 4 * kStep + 3>(rows[1], out[3]);
+    reg<kHalf, 4 * kStep + 0, kCentred>(rows[0], out[0]);
+    reg<kHalf, 4 * kStep + 1, kCentred>(rows[1], out[1]);
+    reg<kHalf, 4 * kStep + 2, kCentred>(rows[0], out[2]);
+    reg<kHalf, 4 * kStep + 3, kCentred>(rows[1], out[3]);
   }
+
+  static constexpr bool kHasCentre = weight_tile::has_centre<Registers>(nullptr);
+  __device__ __forceinline__ static float centre(const Row& row) { return Registers::centre(row.param); }
 
  private:
   static constexpr uint32_t kCentre = 1u << (kBits - 1);
@@ -178,8 +250,12 @@ struct WeightTile {
     return kOperand == Operand::bf16 ? bf16x2_from_floats(value, value) : f16x2_from_floats(value, value);
   }
 
-  template <int kHalf, int n>
+  template <int kHalf, int n, bool kCentred>
   __device__ __forceinline__ void reg(const Row& row, uint32_t& out) const {
+    if constexpr (kCentred) {
+      out = Registers::template with_centre<n>(words[kHalf]);
+      return;
+    }
     out = Registers::template reg<n>(words[kHalf], row.param);
     if constexpr (kScaleMode == ScaleMode::operand) {
       if constexpr (kOffset) {

@@ -10,13 +10,13 @@
 namespace humming {
 namespace {
 
-constexpr int kMaxStages = 8;
+constexpr int kMaxStages = 16;
 constexpr int kReservedShared = 1024;  // what the system takes of a block's share of an SM
 constexpr int kMaxScalarTokens = 64;   // larger tiles store aligned 16-bit vectors only (epilogue/sm90_store.cuh)
 
 Sm90Tile tile_of(const GemmSm90Columns& c) {
   const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
-  return {c.row_groups, c.split_k, c.cluster_k, c.multicast, c.tokens, c.k_tiles, value_bytes, c.mma_sync};
+  return {c.row_groups, c.split_k, c.cluster_k, c.tokens, c.k_tiles, value_bytes, c.mma_patches};
 }
 
 DType operand_dtype(Operand operand) {
@@ -66,10 +66,9 @@ struct Grid {
 
 Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const Sm90Tile tile = tile_of(c);
-  const int64_t strips = tile.row_groups * tile.multicast;
-  const int64_t clusters = (p.desc.num_strips() + strips - 1) / strips * ((p.rows + tile.tokens - 1) / tile.tokens);
-  const int64_t resident = device.num_sms * c.ctas / tile.cluster();
-  return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster())};
+  const int64_t clusters = (p.desc.num_strips() + tile.row_groups - 1) / tile.row_groups * ((p.rows + tile.tokens - 1) / tile.tokens);
+  const int64_t resident = device.num_sms * c.ctas / tile.cluster_k;
+  return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster_k)};
 }
 
 // Estimated time in SM cycles: waves of CTAs, each of which brings its weights from memory and multiplies. Their sum,
@@ -80,9 +79,9 @@ double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& dev
   constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
   const double multiplies = tile.value_bytes == 2 ? 4096.0 : 8192.0;  // multiply-adds per cycle and SM
   constexpr double kStart = 3000;                                     // launch, first bytes, epilogue
-  const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster();
+  const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster_k;
   const double per_sm = std::min<double>(c.ctas, std::ceil(ctas / device.num_sms));
-  const double waves = std::ceil(ctas / (device.num_sms / tile.cluster() * tile.cluster() * per_sm));
+  const double waves = std::ceil(ctas / (device.num_sms / tile.cluster_k * tile.cluster_k * per_sm));
   const double share = std::min(1.0, ctas / device.num_sms) * per_sm;  // CTAs that compete for an SM's bandwidth
   const double memory = tile.row_groups * RecordGeometry(p.desc, 2).bytes / kBytesPerCycle * share;
   const double multiply = static_cast<double>(tile.rows()) * tile.tokens * kTileK / multiplies * per_sm;
@@ -104,7 +103,7 @@ const char* cannot_run(const GemmSm90Columns& c, const GemmParams& p, const Devi
   if (c.operand != desc.operand) return "is for another operand";
   if (c.zero != desc.zero) return "is for another kind of zero point";
   if (c.scale_storage != storage) return "is for other scale types";
-  if (storage != ScaleStorage::none && (desc.group < c.group || (c.group == kTileK && desc.group != kTileK))) {
+  if (storage != ScaleStorage::none && (serves_coarser(storage, c.group) ? desc.group < c.group : desc.group != c.group)) {
     return "is for other groups";
   }
   if (p.x_dtype != operand_dtype(c.operand)) return "takes x of the operand's own type";
@@ -155,6 +154,7 @@ GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   m.k = desc.k;
   m.tokens = static_cast<int>(p.rows);
   m.stages = stages_of(plan.entry->columns, full.bytes, device);
+  m.early_stages = 1;
   m.dependent_launch = true;
 
   EpilogueParams& e = plan.params.epilogue;
