@@ -49,6 +49,13 @@ void gemm_cpu(const Tensor& x, const OptionalTensor& x_scale, const Tensor& pack
   run(params, lists);
 }
 
+void gemm_instance_cpu(const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                       const OptionalTensor&, std::vector<int64_t>, std::string instance, Tensor, Tensor) {
+  throw std::runtime_error(concat("humming::gemm: instance = \"", instance,
+                                  "\" is a CUDA kernel, but x is on the CPU; move the tensors to a GPU, or leave "
+                                  "instance out"));
+}
+
 // `pairs` receives the valid pairs, expert by expert as the blocks come; lists point into it.
 void list_indexed(const MoeParams& params, std::vector<int32_t>* pairs, std::vector<GemmRows>* lists) {
   const char* op = "humming::moe_gemm";
@@ -128,5 +135,6 @@ void moe_gemm_cpu(const Tensor& x, const OptionalTensor& x_scale, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {
   m.impl("gemm.out", TORCH_BOX(&humming::gemm_cpu));
+  m.impl("gemm.instance", TORCH_BOX(&humming::gemm_instance_cpu));
   m.impl("moe_gemm.out", TORCH_BOX(&humming::moe_gemm_cpu));
 }

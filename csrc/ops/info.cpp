@@ -73,8 +73,8 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
              widening(desc, x), ", ", accumulation(desc), "; ");
   if (!cuda) return concat(text, "CPU kernels, ", cpu_kernels().name);
   if (desc.experts == 0 && tokens > 0) {
-    const GemmSm90Plan plan = plan_gemm_sm90(typical_problem(desc, x, tokens), planning_device());
-    if (plan.entry != nullptr) return concat(text, "CUDA instance ", plan.entry->entry.name);
+    const GemmSm90Instance* instance = choose_gemm_sm90(typical_problem(desc, x, tokens), planning_device());
+    if (instance != nullptr) return concat(text, "CUDA instance ", instance->entry.name);
   }
   return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
                 *kCudaArchs ? kCudaArchs : "none",

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/check.h"
 #include "layout/record.h"
 #include "mainloop/sm90_tile.h"
 
@@ -90,14 +89,11 @@ double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& dev
   return waves * (kStart + records * (memory + multiply));
 }
 
-const char* reason_against(const Instance<GemmSm90Columns>& instance, const GemmParams& p, const DeviceInfo& device) {
-  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
-  return cannot_run(instance.columns, p, device);
-}
-
 }  // namespace
 
-const char* cannot_run(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
+  const GemmSm90Columns& c = instance.columns;
   const WeightDesc& desc = p.desc;
   const ScaleStorage storage = storage_of(desc.scale_type);
   if (c.format != desc.format) return "is for another format";
@@ -118,31 +114,25 @@ const char* cannot_run(const GemmSm90Columns& c, const GemmParams& p, const Devi
   return nullptr;
 }
 
-std::string rejections_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
-  std::string lines;
-  for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
-    const char* reason = reason_against(instance, p, device);
-    if (reason != nullptr) lines += concat("\n  ", instance.entry.name, " ", reason);
-  }
-  return lines;
-}
-
-GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
-  GemmSm90Plan plan{};
-  double best = 0;
-  for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
-    if (reason_against(instance, p, device) != nullptr) continue;
+const GemmSm90Instance* choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
+  const GemmSm90Instance* best = nullptr;
+  double lowest = 0;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    if (cannot_run(instance, p, device) != nullptr) continue;
     const double estimate = cost(instance.columns, p, device);
-    if (plan.entry == nullptr || estimate < best) {
-      plan.entry = &instance;
-      best = estimate;
+    if (best == nullptr || estimate < lowest) {
+      best = &instance;
+      lowest = estimate;
     }
   }
-  if (plan.entry == nullptr) return plan;
+  return best;
+}
 
+GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  GemmSm90Params params{};
   const WeightDesc& desc = p.desc;
   const RecordGeometry full(desc, 2), tail(desc, 1);
-  Sm90MainloopParams& m = plan.params.mainloop;
+  Sm90MainloopParams& m = params.mainloop;
   m.packed = p.packed;
   m.strip_bytes = desc.strip_bytes();
   m.num_strips = static_cast<int>(desc.num_strips());
@@ -154,10 +144,10 @@ GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   m.view = {full.groups, full.zero_groups, full.scale_offset, full.zero_offset, desc.scale_type == ScaleType::bf16};
   m.k = desc.k;
   m.tokens = static_cast<int>(p.rows);
-  m.stages = stages_of(plan.entry->columns, full.bytes, device);
+  m.stages = stages_of(instance.columns, full.bytes, device);
   m.dependent_launch = true;
 
-  EpilogueParams& e = plan.params.epilogue;
+  EpilogueParams& e = params.epilogue;
   e.out = p.out;
   e.out_dtype = p.out_dtype;
   e.out_row_stride = p.out_row_stride;
@@ -171,11 +161,11 @@ GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   e.gate_half = desc.gate_up ? static_cast<int>(desc.n / 2) : 0;
   e.vector = stores_vectors(p);
 
-  plan.params.x = p.x;
-  plan.params.x_row_bytes = p.x_row_bytes;
-  plan.params.raster = 4;
-  plan.params.num_ctas = grid_of(plan.entry->columns, p, device).num_ctas;
-  return plan;
+  params.x = p.x;
+  params.x_row_bytes = p.x_row_bytes;
+  params.raster = 4;
+  params.num_ctas = grid_of(instance.columns, p, device).num_ctas;
+  return params;
 }
 
 }  // namespace humming

@@ -20,19 +20,22 @@ struct DeviceInfo {
   int shared_per_sm;
 };
 
+using GemmSm90Instance = Instance<GemmSm90Columns>;
+
 // Why an instance cannot run a problem; nullptr if it can.
-const char* cannot_run(const GemmSm90Columns& columns, const GemmParams& problem, const DeviceInfo& device);
+const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
-// An instance and its parameters; `entry` is nullptr if none fits.
-struct GemmSm90Plan {
-  const Instance<GemmSm90Columns>* entry;
-  GemmSm90Params params;
-};
+// The runnable instance of the lowest estimated time; nullptr if none can run. Called for every product: builds no
+// strings.
+const GemmSm90Instance* choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
 
-// The runnable instance of the lowest estimated time. Called for every product: builds no strings.
-GemmSm90Plan plan_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
+// What an instance that can run the problem is launched with.
+GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
-// A line for every instance: why it was not chosen for a problem that none fits.
+// The instance of this name; throws, naming the nearest ones, if this build has none.
+const GemmSm90Instance& find_gemm_sm90(const std::string& name);
+
+// A line for every instance that cannot run a problem: why.
 std::string rejections_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
 
 }  // namespace humming

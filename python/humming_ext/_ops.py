@@ -222,7 +222,7 @@ def _decode_packed(*args: Any, codes: bool = False) -> Tensor:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Fake kernel of an `.out` form: the caller allocated all that it writes."""
+    """Fake kernel of an `.out` form, and of `gemm.instance`: the caller allocated all that it writes."""
 
 
 def _register(name: str, functional: Callable[..., Any], outputs: Callable[..., Any]) -> None:
@@ -233,6 +233,7 @@ def _register(name: str, functional: Callable[..., Any], outputs: Callable[..., 
 
 
 _register("gemm", _gemm, _gemm_outputs)
+torch.library.register_fake("humming::gemm.instance", _nothing, lib=_library)
 _register("moe_gemm", _moe_gemm, _moe_gemm_outputs)
 _register("quantize_activation", _quantize_activation, _quantize_activation_outputs)
 _register("moe_align", _moe_align, _moe_align_outputs)

@@ -1,0 +1,52 @@
+// Names and reasons of Hopper's dense GEMM instances: for messages, never on the way to a launch.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "core/check.h"
+#include "select/gemm_sm90.h"
+
+namespace humming {
+namespace {
+
+// Insertions, deletions and replacements of letters that turn `a` into `b`.
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);  // of the letters of `a` so far, to every prefix of `b`
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = row[0]++;
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i] != b[j]);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+const GemmSm90Instance& find_gemm_sm90(const std::string& name) {
+  std::vector<std::pair<size_t, const char*>> others;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    if (instance.entry.name == name) return instance;
+    others.emplace_back(edit_distance(name, instance.entry.name), instance.entry.name);
+  }
+  std::sort(others.begin(), others.end());
+  std::string nearest;
+  for (size_t i = 0; i < std::min<size_t>(others.size(), 3); ++i) nearest += concat("\n  ", others[i].second);
+  throw std::runtime_error(
+      concat("instance = \"", name, "\" is none of the ", others.size(), " instances of this build (preset ", kPreset,
+             "); humming_ext.explain lists those that run a product. The nearest names:", nearest));
+}
+
+std::string rejections_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
+  std::string lines;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    const char* reason = cannot_run(instance, p, device);
+    if (reason != nullptr) lines += concat("\n  ", instance.entry.name, " ", reason);
+  }
+  return lines;
+}
+
+}  // namespace humming
