@@ -34,7 +34,7 @@ std::string accumulation(const WeightDesc& desc) {
 
 // The GPU that plans are made for: the first one here, or an H200 where there is none.
 DeviceInfo planning_device() {
-  DeviceInfo device{90, 132, 232448, 233472};
+  DeviceInfo device = kH200;
 #ifdef HUMMING_WITH_CUDA
   int major = 0, minor = 0;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
@@ -49,18 +49,6 @@ DeviceInfo planning_device() {
   return device;
 }
 
-// A call with contiguous, aligned rows and a bf16 result.
-GemmParams typical_problem(const WeightDesc& desc, DType x, int64_t tokens) {
-  GemmParams problem{};
-  problem.desc = desc;
-  problem.x_dtype = x;
-  problem.rows = problem.out_rows = tokens;
-  problem.x_row_bytes = (desc.k * dtype_bits(x) / 8 + 127) / 128 * 128;
-  problem.out_dtype = DType::bf16;
-  problem.out_row_stride = problem.out_columns = desc.n;
-  return problem;
-}
-
 std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens, bool cuda) {
   const char* op = "humming::plan";
   const WeightDesc desc = parse_desc(op, desc_ints);
@@ -73,7 +61,7 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
              widening(desc, x), ", ", accumulation(desc), "; ");
   if (!cuda) return concat(text, "CPU kernels, ", cpu_kernels().name);
   if (desc.experts == 0 && tokens > 0) {
-    const GemmSm90Instance* instance = choose_gemm_sm90(typical_problem(desc, x, tokens), planning_device());
+    const GemmSm90Instance* instance = choose_gemm_sm90(typical_gemm(desc, x, tokens), planning_device()).instance;
     if (instance != nullptr) return concat(text, "CUDA instance ", instance->entry.name);
   }
   return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",

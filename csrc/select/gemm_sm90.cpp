@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "layout/record.h"
 #include "mainloop/sm90_tile.h"
@@ -16,17 +17,6 @@ constexpr int kMaxScalarTokens = 64;   // larger tiles store aligned 16-bit vect
 Sm90Tile tile_of(const GemmSm90Columns& c) {
   const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
   return {c.row_groups, c.split_k, c.cluster_k, c.multicast, c.tokens, c.k_tiles, value_bytes, c.mma_sync};
-}
-
-DType operand_dtype(Operand operand) {
-  switch (operand) {
-    case Operand::bf16: return DType::bf16;
-    case Operand::fp16: return DType::fp16;
-    case Operand::e4m3: return DType::e4m3;
-    case Operand::s8: return DType::int8;
-    case Operand::s4: break;
-  }
-  return DType::int4;
 }
 
 ScaleStorage storage_of(ScaleType type) {
@@ -71,10 +61,67 @@ Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& de
   return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster())};
 }
 
-// Estimated time in SM cycles: waves of CTAs, each of which brings its weights from memory and multiplies. Their sum,
-// not the larger: the two overlap, but the smaller tile of two that stream alike is the better one. Only the order
-// matters.
-double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+// Rows further from a problem say nothing about it: the product of the two ratios of extents, 2^2.
+constexpr double kMaxShapeRatio = 4;
+
+// How far a row is from a problem, the lesser the nearer: shape; token counts below the problem's after all others;
+// token count; where weights with other scales have a row of the same place, the faster one.
+std::tuple<double, bool, int64_t, float> distance(const TunedRow& row, const GemmParams& p) {
+  const auto ratio = [](int64_t a, int64_t b) { return static_cast<double>(std::max(a, b)) / std::min(a, b); };
+  return {ratio(row.n, p.desc.n) * ratio(row.k, p.desc.k), row.tokens < p.rows, std::abs(row.tokens - p.rows), row.us};
+}
+
+}  // namespace
+
+DType own_dtype(Operand operand) {
+  switch (operand) {
+    case Operand::bf16: return DType::bf16;
+    case Operand::fp16: return DType::fp16;
+    case Operand::e4m3: return DType::e4m3;
+    case Operand::s8: return DType::int8;
+    case Operand::s4: break;
+  }
+  return DType::int4;
+}
+
+GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens) {
+  GemmParams problem{};
+  problem.desc = desc;
+  problem.x_dtype = x;
+  problem.rows = problem.out_rows = tokens;
+  problem.x_row_bytes = (desc.k * dtype_bits(x) / 8 + 127) / 128 * 128;
+  problem.out_dtype = DType::bf16;
+  problem.out_row_stride = problem.out_columns = desc.n;
+  return problem;
+}
+
+const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
+  const GemmSm90Columns& c = instance.columns;
+  const WeightDesc& desc = p.desc;
+  const ScaleStorage storage = storage_of(desc.scale_type);
+  if (c.format != desc.format) return "is for another format";
+  if (c.operand != desc.operand) return "is for another operand";
+  if (c.zero != desc.zero) return "is for another kind of zero point";
+  if (c.scale_storage != storage) return "is for other scale types";
+  if (storage != ScaleStorage::none && (desc.group < c.group || (c.group == kTileK && desc.group != kTileK))) {
+    return "is for other groups";
+  }
+  if (p.x_dtype != own_dtype(c.operand)) return "takes x of the operand's own type";
+  if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
+  if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
+    return "needs rows of x that begin at multiples of 16 bytes";
+  }
+  if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
+  if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
+  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < 2) return "does not fit into shared memory";
+  return nullptr;
+}
+
+// Waves of CTAs, each of which brings its weights from memory and multiplies. Their sum, not the larger: the two
+// overlap, but the smaller tile of two that stream alike is the better one.
+double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  const GemmSm90Columns& c = instance.columns;
   const Sm90Tile tile = tile_of(c);
   constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
   const double multiplies = tile.value_bytes == 2 ? 4096.0 : 8192.0;  // multiply-adds per cycle and SM
@@ -89,43 +136,29 @@ double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& dev
   return waves * (kStart + records * (memory + multiply));
 }
 
-}  // namespace
-
-const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
-  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
-  const GemmSm90Columns& c = instance.columns;
-  const WeightDesc& desc = p.desc;
-  const ScaleStorage storage = storage_of(desc.scale_type);
-  if (c.format != desc.format) return "is for another format";
-  if (c.operand != desc.operand) return "is for another operand";
-  if (c.zero != desc.zero) return "is for another kind of zero point";
-  if (c.scale_storage != storage) return "is for other scale types";
-  if (storage != ScaleStorage::none && (desc.group < c.group || (c.group == kTileK && desc.group != kTileK))) {
-    return "is for other groups";
-  }
-  if (p.x_dtype != operand_dtype(c.operand)) return "takes x of the operand's own type";
-  if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
-  if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
-    return "needs rows of x that begin at multiples of 16 bytes";
-  }
-  if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
-  if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
-  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < 2) return "does not fit into shared memory";
-  return nullptr;
-}
-
-const GemmSm90Instance* choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
-  const GemmSm90Instance* best = nullptr;
-  double lowest = 0;
-  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
-    if (cannot_run(instance, p, device) != nullptr) continue;
-    const double estimate = cost(instance.columns, p, device);
-    if (best == nullptr || estimate < lowest) {
-      best = &instance;
-      lowest = estimate;
+GemmSm90Choice choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  GemmSm90Choice nearest{}, cheapest{};
+  std::tuple<double, bool, int64_t, float> least_distance;
+  double least_cycles = 0;
+  const Table<GemmSm90Instance> table = instances<GemmSm90Columns>();
+  const TunedRow* row = tuned.begin();
+  for (int i = 0; i < table.size; ++i) {
+    const GemmSm90Instance& instance = table.first[i];
+    const bool runs = cannot_run(instance, p, device) == nullptr;
+    for (; row != tuned.end() && row->instance == i; ++row) {
+      if (!runs) continue;
+      const auto to_row = distance(*row, p);
+      if (std::get<0>(to_row) > kMaxShapeRatio || (nearest.row != nullptr && to_row >= least_distance)) continue;
+      nearest = {&instance, row};
+      least_distance = to_row;
     }
+    if (!runs) continue;
+    const double cycles = estimate_gemm_sm90(instance, p, device);
+    if (cheapest.instance != nullptr && cycles >= least_cycles) continue;
+    cheapest.instance = &instance;
+    least_cycles = cycles;
   }
-  return best;
+  return nearest.row != nullptr ? nearest : cheapest;
 }
 
 GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {

@@ -9,6 +9,7 @@
 #include "instances/instances.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
+#include "select/tuned.h"
 
 namespace humming {
 
@@ -20,14 +21,32 @@ struct DeviceInfo {
   int shared_per_sm;
 };
 
+inline constexpr DeviceInfo kH200{90, 132, 232448, 233472};
+
+// The type of x that an operand multiplies without widening.
+DType own_dtype(Operand operand);
+
+// A call with contiguous, aligned rows, a scale per token and a bf16 result: what plans are made for.
+GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens);
+
 using GemmSm90Instance = Instance<GemmSm90Columns>;
 
 // Why an instance cannot run a problem; nullptr if it can.
 const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
-// The runnable instance of the lowest estimated time; nullptr if none can run. Called for every product: builds no
-// strings.
-const GemmSm90Instance* choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
+// Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
+double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+
+struct GemmSm90Choice {
+  const GemmSm90Instance* instance;  // nullptr if none can run the problem
+  const TunedRow* row;               // that decided; nullptr: the lowest estimate did
+};
+
+// The instance of the nearest tuned row among those whose instance can run the problem: the nearest n and k, there the
+// smallest token count not below the problem's, else the largest. The lowest estimate where none is near. Called for
+// every product: builds no strings.
+GemmSm90Choice choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& device,
+                                Table<TunedRow> tuned = tuned_gemm_sm90());
 
 // What an instance that can run the problem is launched with.
 GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);

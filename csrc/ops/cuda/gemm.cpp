@@ -45,7 +45,7 @@ void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   const OnDeviceOf device(x);
   align_rows("humming::gemm", &params, device.stream());
   const DeviceInfo info = device.info();
-  const GemmSm90Instance* instance = name ? &find_gemm_sm90(*name) : choose_gemm_sm90(params, info);
+  const GemmSm90Instance* instance = name ? &find_gemm_sm90(*name) : choose_gemm_sm90(params, info).instance;
   if (instance == nullptr) refuse("humming::gemm", params, x, rejections_gemm_sm90(params, info));
   if (name != nullptr) {
     const char* reason = cannot_run(*instance, params, info);
