@@ -49,6 +49,11 @@ auto choose(const std::vector<int64_t>& desc, int64_t tokens, const Rows& rows, 
   return std::pair(name_of(choice.instance), row);
 }
 
+std::string explain(const std::vector<int64_t>& desc, int64_t tokens, const Rows& rows) {
+  const std::vector<TunedRow> table = table_of(rows);
+  return explain_gemm_sm90(problem_of(desc, tokens), kH200, {table.data(), static_cast<int>(table.size())});
+}
+
 // name -> the estimate in cycles, or why the instance cannot run.
 py::dict estimates(const std::vector<int64_t>& desc, int64_t tokens) {
   const GemmParams problem = problem_of(desc, tokens);
@@ -67,6 +72,7 @@ py::dict estimates(const std::vector<int64_t>& desc, int64_t tokens) {
 
 void bind_selection(py::module_& m) {
   m.def("choose", &choose, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows(), py::arg("out_stride") = 0);
+  m.def("explain", &explain, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows());
   m.def("estimates", &estimates);
   m.def("find_instance", [](const std::string& name) { return name_of(&find_gemm_sm90(name)); });
 }

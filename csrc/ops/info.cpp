@@ -1,4 +1,4 @@
-// Ops about the build and about what would run: packed_shape, plan, build_info.
+// Ops about the build and about what would run: packed_shape, plan, gemm_plan, build_info.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #ifdef HUMMING_WITH_CUDA
@@ -53,20 +53,21 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
   const char* op = "humming::plan";
   const WeightDesc desc = parse_desc(op, desc_ints);
   const DType x = check_x_dtype(op, desc, x_dtype);
-  HUMMING_CHECK(tokens >= 0, op, ": tokens = ", tokens, " is negative");
+  HUMMING_CHECK(tokens > 0, op, ": tokens = ", tokens, " is not positive");
   const std::string text =
       concat(desc.experts ? "moe_gemm" : "gemm", " of ", tokens, " tokens: ", desc.format_traits().name, " weights ",
              desc.experts ? concat(desc.experts, " x ") : "", desc.n, " x ", desc.k, ", x ", to_text(x_dtype),
              x == DType::int4 ? " (two int4 per byte)" : "", "; operand ", operand_name(desc.operand),
              widening(desc, x), ", ", accumulation(desc), "; ");
   if (!cuda) return concat(text, "CPU kernels, ", cpu_kernels().name);
-  if (desc.experts == 0 && tokens > 0) {
-    const GemmSm90Instance* instance = choose_gemm_sm90(typical_gemm(desc, x, tokens), planning_device()).instance;
-    if (instance != nullptr) return concat(text, "CUDA instance ", instance->entry.name);
-  }
+  const GemmParams problem = typical_gemm(desc, x, tokens);
+  const DeviceInfo device = planning_device();
+  const GemmSm90Instance* instance = choose_gemm_sm90(problem, device).instance;
+  const std::string details = explain_gemm_sm90(problem, device);
+  if (instance != nullptr) return concat(text, "CUDA instance ", instance->entry.name, details);
   return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
                 *kCudaArchs ? kCudaArchs : "none",
-                ") has no such product for the GPU; move x and the weight to the CPU");
+                ") has no such product for the GPU; move x and the weight to the CPU", details);
 }
 
 std::string json_string(const std::string& text) {
@@ -76,6 +77,28 @@ std::string json_string(const std::string& text) {
     quoted += c;
   }
   return quoted + "\"";
+}
+
+// JSON: a list of {"name", "rejection", "estimate", "chosen", "tuned"}, one per instance of gemm.
+std::string gemm_plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens) {
+  const char* op = "humming::gemm_plan";
+  const WeightDesc desc = parse_desc(op, desc_ints);
+  const DType x = check_x_dtype(op, desc, x_dtype);
+  HUMMING_CHECK(tokens > 0, op, ": tokens = ", tokens, " is not positive");
+  const GemmParams problem = typical_gemm(desc, x, tokens);
+  const DeviceInfo device = planning_device();
+  const GemmSm90Choice choice = choose_gemm_sm90(problem, device);
+  std::string rows;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    const char* reason = cannot_run(instance, problem, device);
+    const bool chosen = &instance == choice.instance;
+    rows += concat(rows.empty() ? "" : ", ", "{\"name\": ", json_string(instance.entry.name),
+                   ", \"rejection\": ", reason ? json_string(reason) : "null",
+                   ", \"estimate\": ", reason ? "null" : std::to_string(estimate_gemm_sm90(instance, problem, device)),
+                   ", \"chosen\": ", chosen ? "true" : "false",
+                   ", \"tuned\": ", chosen && choice.row != nullptr ? "true" : "false", "}");
+  }
+  return concat("[", rows, "]");
 }
 
 // Whether the torch of this process is a CUDA build: import torch has then loaded this library.
@@ -123,5 +146,6 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
   m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
   m.impl("plan", TORCH_BOX(&humming::plan));
+  m.impl("gemm_plan", TORCH_BOX(&humming::gemm_plan));
   m.impl("build_info", TORCH_BOX(&humming::build_info));
 }

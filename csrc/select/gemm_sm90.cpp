@@ -95,13 +95,17 @@ GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens) {
   return problem;
 }
 
+bool is_for(const GemmSm90Instance& instance, const WeightDesc& desc) {
+  return instance.columns.format == desc.format && instance.columns.operand == desc.operand;
+}
+
 const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
   const GemmSm90Columns& c = instance.columns;
   const WeightDesc& desc = p.desc;
   const ScaleStorage storage = storage_of(desc.scale_type);
-  if (c.format != desc.format) return "is for another format";
-  if (c.operand != desc.operand) return "is for another operand";
+  if (!is_for(instance, desc)) return "is for another format or operand";
+  if (desc.experts != 0) return "is for dense weights";
   if (c.zero != desc.zero) return "is for another kind of zero point";
   if (c.scale_storage != storage) return "is for other scale types";
   if (storage != ScaleStorage::none && (desc.group < c.group || (c.group == kTileK && desc.group != kTileK))) {

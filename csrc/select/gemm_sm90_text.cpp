@@ -1,6 +1,9 @@
 // Names and reasons of Hopper's dense GEMM instances: for messages, never on the way to a launch.
 #include <algorithm>
+#include <cmath>
+#include <map>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -41,12 +44,41 @@ const GemmSm90Instance& find_gemm_sm90(const std::string& name) {
 }
 
 std::string rejections_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
-  std::string lines;
+  std::map<std::string, std::string> by_reason;
+  int others = 0;
   for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
     const char* reason = cannot_run(instance, p, device);
-    if (reason != nullptr) lines += concat("\n  ", instance.entry.name, " ", reason);
+    if (reason == nullptr) continue;
+    if (is_for(instance, p.desc))
+      by_reason[reason] += concat("\n    ", instance.entry.name);
+    else
+      ++others;
   }
-  return lines;
+  std::string text;
+  for (const auto& [reason, names] : by_reason) text += concat("\n  ", reason, ":", names);
+  if (others) text += concat("\n  is for another format or operand: ", others, " instances");
+  return text.empty() ? text : concat("\nrejected, because an instance", text);
+}
+
+std::string explain_gemm_sm90(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  const GemmSm90Choice choice = choose_gemm_sm90(p, device, tuned);
+  if (choice.instance == nullptr) return rejections_gemm_sm90(p, device);
+  std::vector<std::pair<double, const GemmSm90Instance*>> runnable;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    if (cannot_run(instance, p, device) != nullptr) continue;
+    runnable.emplace_back(estimate_gemm_sm90(instance, p, device), &instance);
+  }
+  std::stable_sort(runnable.begin(), runnable.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::string text = "\nchosen by the lowest estimate";
+  if (const TunedRow* row = choice.row) {
+    text = concat("\nchosen by the tuned row n = ", row->n, ", k = ", row->k, ", ", row->tokens, " tokens, ", row->us,
+                  " us");
+  }
+  text += "\nestimated cycles of those that can run it (> chosen):";
+  for (const auto& [cycles, instance] : runnable) {
+    text += concat("\n  ", instance == choice.instance ? "> " : "  ", std::llround(cycles), " ", instance->entry.name);
+  }
+  return text + rejections_gemm_sm90(p, device);
 }
 
 }  // namespace humming

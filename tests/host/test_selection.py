@@ -80,7 +80,7 @@ def test_rows_of_far_shapes_say_nothing(host: ModuleType, tiles, n: int, k: int,
 
 
 def test_rows_whose_instance_cannot_run_are_passed_over(host: ModuleType, tiles) -> None:
-    other = next(n for n, why in host.estimates(desc(), 1).items() if why == "is for another format")
+    other = next(n for n, why in host.estimates(desc(), 1).items() if why == "is for another format or operand")
     rows = [(other, 4096, 4096, 16, 1.0), (tiles(256), 4096, 8192, 16, 1.0)]
     assert host.choose(desc(), 16, rows) == (tiles(256), (4096, 8192, 16))
     # Rows of 4097 values: tiles of more than 64 tokens cannot store them.
@@ -137,6 +137,34 @@ def test_the_table_holds_the_rows_in_the_order_of_the_instances(host: ModuleType
 def test_a_row_that_is_no_measurement_stops_the_build(tmp_path: Path, text: str, message: str) -> None:
     done, _ = generate(tmp_path, text)
     assert done.returncode != 0 and message in done.stderr
+
+
+# ---- what explain says ----------------------------------------------------------------------------------------------
+
+
+def test_plans_list_the_choice_the_estimates_and_the_rejections(host: ModuleType, tiles) -> None:
+    text = host.explain(desc(), 16)
+    estimates = host.estimates(desc(), 16)
+    runnable = sorted(cycles for cycles in estimates.values() if isinstance(cycles, float))
+    lines = text.splitlines()
+    assert lines[1] == "chosen by the lowest estimate"
+    assert lines[3] == f"  > {runnable[0]:.0f} {host.choose(desc(), 16)[0]}"
+    listed = [int(line[4:].split()[0]) for line in lines[3 : 3 + len(runnable)]]
+    assert listed == sorted(listed) and len(listed) == len(runnable)
+    other = sum(why == "is for another format or operand" for why in estimates.values())
+    assert lines[-1] == f"  is for another format or operand: {other} instances"
+
+    text = host.explain(desc(), 16, [(tiles(256), 4096, 8192, 64, 12.5)])
+    assert "\nchosen by the tuned row n = 4096, k = 8192, 64 tokens, 12.5 us\n" in text
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("  >")] == [tiles(256)]
+
+
+def test_rejections_are_grouped_by_reason(host: ModuleType, tiles) -> None:
+    text = host.explain(desc(group=64), 16)
+    groups = text[text.index("is for other groups:") :].splitlines()
+    assert f"    {tiles(256)}" in groups[1 : groups.index(next(line for line in groups[1:] if line[2] != " "))]
+    experts = WeightCase("int4", "bf16", "bf16", 128, n=64, k=128, experts=2).desc
+    assert "chosen" not in host.explain(experts, 16) and "is for dense weights:\n" in host.explain(experts, 16)
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
