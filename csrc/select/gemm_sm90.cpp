@@ -128,7 +128,7 @@ double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p,
   const GemmSm90Columns& c = instance.columns;
   const Sm90Tile tile = tile_of(c);
   constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
-  const double multiplies = tile.value_bytes == 2 ? 4096.0 : 8192.0;  // multiply-adds per cycle and SM
+  const double multiplies = tile.value_bytes == 2 ? 2048.0 : 4096.0;  // multiply-adds per cycle and SM
   constexpr double kStart = 3000;                                     // launch, first bytes, epilogue
   const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster();
   const double per_sm = std::min<double>(c.ctas, std::ceil(ctas / device.num_sms));

@@ -95,6 +95,40 @@ def test_of_two_rows_of_one_place_the_faster_decides(host: ModuleType, tiles) ->
     assert host.choose(desc(), 16, [slow, fast])[0] == host.choose(desc(), 16, [fast, slow])[0] == tiles(64)
 
 
+# ---- the rule of estimates ------------------------------------------------------------------------------------------
+
+INT4 = WeightCase("int4", "bf16", "bf16", 128, n=8192, k=8192)
+MXFP4 = WeightCase("e2m1", "e4m3", "e8m0", 32, n=8192, k=8192)
+
+
+@pytest.mark.parametrize(
+    ("case", "tokens", "tile"),
+    [
+        (INT4, 1, "_mma_sync_row_groups1_split_k2_cluster_k1_multicast1_tokens8_"),
+        (INT4, 16, "_row_groups1_split_k4_cluster_k1_multicast1_tokens16_"),
+        (INT4, 64, "_row_groups2_split_k1_cluster_k2_multicast1_tokens64_"),
+        (INT4, 128, "_row_groups2_split_k1_cluster_k2_multicast1_tokens128_"),
+        (INT4, 256, "_row_groups2_split_k1_cluster_k1_multicast1_tokens128_"),
+        (INT4, 4096, "_row_groups2_split_k1_cluster_k1_multicast1_tokens256_"),
+        (MXFP4, 1, "_row_groups1_split_k4_cluster_k1_multicast1_tokens16_"),
+        (MXFP4, 64, "_row_groups2_split_k1_cluster_k2_multicast1_tokens64_"),
+        (MXFP4, 128, "_row_groups2_split_k1_cluster_k2_multicast1_tokens128_"),
+        (MXFP4, 256, "_row_groups2_split_k1_cluster_k2_multicast1_tokens256_"),
+        (MXFP4, 4096, "_row_groups2_split_k1_cluster_k1_multicast1_tokens256_"),
+    ],
+    ids=str,
+)
+def test_the_rule_ranks_tiles_as_measured(host: ModuleType, case: WeightCase, tokens: int, tile: str) -> None:
+    name, row = host.choose(case.desc, tokens)
+    assert row is None and tile in name
+
+
+def test_a_tile_of_256_tokens_is_not_taken_for_65(host: ModuleType) -> None:
+    """It multiplies 256 tokens, however few there are."""
+    name, _ = host.choose(WeightCase("int8", "bf16", n=28672, k=8192).desc, 65)
+    assert "_tokens64_" in name
+
+
 # ---- the file of tuned rows -----------------------------------------------------------------------------------------
 
 
