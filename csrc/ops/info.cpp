@@ -1,4 +1,4 @@
-// Ops about the build and about what would run: packed_shape, plan, gemm_plan, build_info.
+// Ops about the build and about what would run: packed_shape, row_scale_shape, plan, gemm_plan, build_info.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #ifdef HUMMING_WITH_CUDA
@@ -17,6 +17,10 @@ namespace {
 
 std::vector<int64_t> packed_shape(std::vector<int64_t> desc) {
   return parse_desc("humming::packed_shape", desc).packed_shape();
+}
+
+std::vector<int64_t> row_scale_shape(std::vector<int64_t> desc) {
+  return parse_desc("humming::row_scale_shape", desc).row_scale_shape();
 }
 
 // What happens to x before it is multiplied.
@@ -145,6 +149,7 @@ std::string build_info() {
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
   m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
+  m.impl("row_scale_shape", TORCH_BOX(&humming::row_scale_shape));
   m.impl("plan", TORCH_BOX(&humming::plan));
   m.impl("gemm_plan", TORCH_BOX(&humming::gemm_plan));
   m.impl("build_info", TORCH_BOX(&humming::build_info));

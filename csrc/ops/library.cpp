@@ -50,6 +50,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def("decode_packed(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False) -> Tensor");
   m.def("decode_packed.out(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False, Tensor(a!) out) -> ()");
   m.def("packed_shape(int[] desc) -> int[]");
+  m.def("row_scale_shape(int[] desc) -> int[]");
   m.def("plan(int[] desc, ScalarType x_dtype, int tokens, bool cuda) -> str");
   m.def("gemm_plan(int[] desc, ScalarType x_dtype, int tokens) -> str");
   m.def("build_info() -> str");

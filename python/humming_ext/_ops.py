@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
-from .formats import ScaleType, WeightFormat
 
 _PITCH_BYTES = 128  # row pitch of quantised activations, so that every row starts where wide copies can
 
@@ -194,12 +193,8 @@ def _prepack_outputs(
     desc: list[int],
     row_order: str = "plain",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    fields = WeightDesc.of(desc)
     packed = codes.new_empty(packed_shape(desc), dtype=torch.uint8)
-    # e8m0 scales of floats are folded into the operand: a power of two per row moves into the secondary scale.
-    rebased = fields.scale_type == ScaleType.e8m0 and WeightFormat(fields.format).kind == "float"
-    row_shape = [fields.experts, fields.n] if fields.experts else [fields.n]
-    row_scale = codes.new_empty(row_shape if rebased else [0], dtype=torch.float32)
+    row_scale = codes.new_empty(_ops.row_scale_shape(desc), dtype=torch.float32)
     return packed, row_scale, codes.new_empty(2, dtype=torch.int64)
 
 
