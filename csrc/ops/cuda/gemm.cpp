@@ -4,7 +4,7 @@
 
 #include "core/check.h"
 #include "instances/instances.h"
-#include "ops/checks.h"
+#include "ops/checked.h"
 #include "ops/cuda/launch.h"
 #include "ops/tensor_check.h"
 #include "select/gemm_sm90.h"
@@ -56,10 +56,7 @@ void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 
-void gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
-               const OptionalTensor& bias, std::vector<int64_t> desc, Tensor out, Tensor workspace) {
-  run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), nullptr);
-}
+void gemm_cuda(const Tensor& x, const GemmParams& params) { run_gemm(x, params, nullptr); }
 
 void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
                         const OptionalTensor& scale2, const OptionalTensor& bias, std::vector<int64_t> desc,
@@ -67,16 +64,7 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
   run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), &instance);
 }
 
-void moe_gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
-                   const OptionalTensor& bias, std::vector<int64_t> desc, std::string layout,
-                   const OptionalTensor& sorted_token_ids, const OptionalTensor& expert_ids,
-                   const OptionalTensor& num_tokens_post_padded, const OptionalTensor& expert_offsets,
-                   const OptionalTensor& expert_counts, const OptionalTensor& topk_weights, int64_t top_k,
-                   std::string activation, std::vector<double> activation_args, std::optional<int64_t> expected_tokens,
-                   Tensor out, Tensor workspace) {
-  const MoeParams params = check_moe_gemm(x, x_scale, packed, scale2, bias, desc, layout, sorted_token_ids, expert_ids,
-                                          num_tokens_post_padded, expert_offsets, expert_counts, topk_weights, top_k,
-                                          activation, activation_args, expected_tokens, out, workspace);
+void moe_gemm_cuda(const Tensor& x, const MoeParams& params) {
   if (has_rows(params.gemm)) refuse("humming::moe_gemm", params.gemm, x, "");
 }
 
@@ -84,7 +72,7 @@ void moe_gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor&
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CUDA, m) {
-  m.impl("gemm.out", TORCH_BOX(&humming::gemm_cuda));
+  m.impl("gemm.out", HUMMING_CHECKED(check_gemm, gemm_cuda));
   m.impl("gemm.instance", TORCH_BOX(&humming::gemm_instance_cuda));
-  m.impl("moe_gemm.out", TORCH_BOX(&humming::moe_gemm_cuda));
+  m.impl("moe_gemm.out", HUMMING_CHECKED(check_moe_gemm, moe_gemm_cuda));
 }
