@@ -30,6 +30,7 @@ class Family:
     header: str
     params: str
     columns: dict[str, str]  # column -> "bool", "int" or an enum's name
+    tile: dict[str, dict] = dataclasses.field(default_factory=dict)  # tile -> some of the columns with their values
 
     @property
     def camel(self) -> str:
@@ -96,6 +97,12 @@ def expand_row(index: int, row: dict, families: dict[str, Family]) -> list[Insta
     family = families.get(row.get("family"))
     if family is None:
         raise ValueError(f"{where}: unknown family; the manifest declares {sorted(families)}")
+    if "tile" in row:
+        unknown = sorted(set(row["tile"]) - set(family.tile))
+        if unknown:
+            raise ValueError(f"{where}: tiles {unknown} are unknown; the family has {sorted(family.tile)}")
+        rest = {key: value for key, value in row.items() if key != "tile"}
+        return [i for tile in row["tile"] for i in expand_row(index, rest | family.tile[tile], families)]
     expected = set(family.columns) | ROW_KEYS
     if set(row) - {"allow"} != expected - {"allow"}:
         raise ValueError(f"{where}: keys {sorted(set(row) ^ (expected - {'allow'}))} are missing or unknown")
@@ -142,7 +149,9 @@ def generated_header(families: dict[str, Family]) -> str:
     return "\n".join([*lines, "", "}  // namespace humming", ""])
 
 
-def table_source(families: dict[str, Family], instances: list[Instance], preset: str, archs: list[str]) -> str:
+def table_source(
+    families: dict[str, Family], instances: list[Instance], preset: str, archs: list[str], launchers: bool
+) -> str:
     lines = ["// Generated from csrc/instances/manifest.toml.", '#include "instances/instances.h"', ""]
     lines += [
         "namespace humming {",
@@ -150,7 +159,7 @@ def table_source(families: dict[str, Family], instances: list[Instance], preset:
         f'const char kCudaArchs[] = "{";".join(archs)}";',
         "",
     ]
-    for i in instances:
+    for i in instances if launchers else []:
         lines.append(f"void {i.launcher}(const {i.family.camel}Params& params, CUstream_st* stream);")
     for family in families.values():
         rows = [i for i in instances if i.family is family]
@@ -160,7 +169,8 @@ def table_source(families: dict[str, Family], instances: list[Instance], preset:
             lines.append(f"  static const {kind} table[] = {{")
             for i in rows:
                 entry = f'{{"{family.name}", "{i.name}", {i.arch_number}}}'
-                lines.append(f"      {{{entry}, {{{', '.join(i.literals())}}}, {i.launcher}}},")
+                launcher = i.launcher if launchers else "nullptr"
+                lines.append(f"      {{{entry}, {{{', '.join(i.literals())}}}, {launcher}}},")
             lines += ["  };", f"  return {{table, {len(rows)}}};", "}"]
         else:
             lines += ["  return {nullptr, 0};", "}"]
@@ -204,6 +214,7 @@ def main() -> int:
     parser.add_argument("--manifest", type=pathlib.Path, required=True)
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--archs", required=True, help="semicolon-separated; empty: no CUDA")
+    parser.add_argument("--table-only", action="store_true", help="no kernels and no launchers: for tests of selection")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
 
@@ -218,7 +229,7 @@ def main() -> int:
         sys.exit(f"{args.manifest}: {error}")
 
     files = {}  # name -> instances
-    for arch in archs:
+    for arch in archs if not args.table_only else []:
         for index, part in enumerate(split_evenly([i for i in instances if i.arch == arch])):
             files[f"instances_sm{arch}_{index}.cu"] = part
     out = args.out / "instances"
@@ -228,7 +239,8 @@ def main() -> int:
     for name, part in files.items():
         write_if_changed(out / name, kernel_source(part))
     write_if_changed(out / "instances_generated.h", generated_header(families))
-    write_if_changed(out / "instances_table.cpp", table_source(families, instances, args.preset, archs))
+    table = table_source(families, instances, args.preset, archs, launchers=not args.table_only)
+    write_if_changed(out / "instances_table.cpp", table)
     report = [
         {"name": i.name, "arch": i.arch, "config": i.config, "file": name, "allow": i.row.get("allow", "")}
         for name, part in files.items()

@@ -1,5 +1,5 @@
-// The module `_host`: formats, layout, codecs and dequantisers for the tests, which check them without a GPU and
-// without torch. Built for development only; nothing of it is in the wheel.
+// The module `_host`: formats, layout, codecs, dequantisers and selection for the tests, which check them without a GPU
+// and without torch. Built for development only; nothing of it is in the wheel.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -26,6 +26,9 @@
 namespace py = pybind11;
 
 namespace humming {
+
+void bind_selection(py::module_& m);  // selection.cpp
+
 namespace {
 
 using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
@@ -308,4 +311,5 @@ PYBIND11_MODULE(_host, m) {
   humming::bind_formats(m);
   humming::bind_layout(m);
   humming::bind_dequant(m);
+  humming::bind_selection(m);
 }

@@ -89,4 +89,10 @@ std::vector<int64_t> WeightDesc::packed_shape() const {
   return {num_strips(), strip_bytes()};
 }
 
+std::vector<int64_t> WeightDesc::row_scale_shape() const {
+  if (!rebased()) return {0};
+  if (experts) return {experts, n};
+  return {n};
+}
+
 }  // namespace humming

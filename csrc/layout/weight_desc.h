@@ -94,6 +94,7 @@ struct WeightDesc {
 
   // e8m0 scales of floats are folded into the operand: packing moves a power of two per row into the secondary scale.
   bool rebased() const { return scale_type == ScaleType::e8m0 && format_traits().kind == Kind::floating; }
+  std::vector<int64_t> row_scale_shape() const;  // of those powers of two: [experts?, n], or [0]
 };
 
 }  // namespace humming

@@ -103,8 +103,7 @@ RepackParams check_prepack(const Tensor& codes, int64_t code_bits, const Optiona
   Arg(op, "row_scale", row_scale)
       .dtype({ScalarType::Float})
       .on_device_of(codes, "codes")
-      .shape(desc.rebased() ? with_experts(desc, {desc.n}) : Sizes{0},
-             desc.rebased() ? "[experts?, n]" : "[0], as the scales are not rebased")
+      .shape(desc.row_scale_shape(), desc.rebased() ? "[experts?, n]" : "[0], as the scales are not rebased")
       .contiguous();
   params.row_scale = desc.rebased() ? write_pointer<float>(row_scale) : nullptr;
   Arg(op, "stats", stats).dtype({ScalarType::Long}).on_device_of(codes, "codes").shape({2}, "[2]").contiguous();

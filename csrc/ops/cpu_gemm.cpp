@@ -7,7 +7,7 @@
 #include <atomic>
 
 #include "core/check.h"
-#include "ops/checks.h"
+#include "ops/checked.h"
 #include "ops/cpu_dispatch.h"
 
 namespace humming {
@@ -41,12 +41,17 @@ void append(std::vector<GemmRows>* lists, GemmRows rows) {
   }
 }
 
-void gemm_cpu(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
-              const OptionalTensor& bias, std::vector<int64_t> desc, Tensor out, Tensor workspace) {
-  const GemmParams params = check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace);
+void gemm_cpu(const Tensor&, const GemmParams& params) {
   std::vector<GemmRows> lists;
   append(&lists, {0, nullptr, 0, params.rows, 1});
   run(params, lists);
+}
+
+void gemm_instance_cpu(const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                       const OptionalTensor&, std::vector<int64_t>, std::string instance, Tensor, Tensor) {
+  throw std::runtime_error(concat("humming::gemm: instance = \"", instance,
+                                  "\" is a CUDA kernel, but x is on the CPU; move the tensors to a GPU, or leave "
+                                  "instance out"));
 }
 
 // `pairs` receives the valid pairs, expert by expert as the blocks come; lists point into it.
@@ -102,16 +107,7 @@ void list_masked(const MoeParams& params, std::vector<GemmRows>* lists) {
   }
 }
 
-void moe_gemm_cpu(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
-                  const OptionalTensor& bias, std::vector<int64_t> desc, std::string layout,
-                  const OptionalTensor& sorted_token_ids, const OptionalTensor& expert_ids,
-                  const OptionalTensor& num_tokens_post_padded, const OptionalTensor& expert_offsets,
-                  const OptionalTensor& expert_counts, const OptionalTensor& topk_weights, int64_t top_k,
-                  std::string activation, std::vector<double> activation_args, std::optional<int64_t> expected_tokens,
-                  Tensor out, Tensor workspace) {
-  const MoeParams params = check_moe_gemm(x, x_scale, packed, scale2, bias, desc, layout, sorted_token_ids, expert_ids,
-                                          num_tokens_post_padded, expert_offsets, expert_counts, topk_weights, top_k,
-                                          activation, activation_args, expected_tokens, out, workspace);
+void moe_gemm_cpu(const Tensor&, const MoeParams& params) {
   std::vector<int32_t> pairs;
   std::vector<GemmRows> whole, lists;
   switch (params.layout) {
@@ -127,6 +123,7 @@ void moe_gemm_cpu(const Tensor& x, const OptionalTensor& x_scale, const Tensor& 
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {
-  m.impl("gemm.out", TORCH_BOX(&humming::gemm_cpu));
-  m.impl("moe_gemm.out", TORCH_BOX(&humming::moe_gemm_cpu));
+  m.impl("gemm.out", HUMMING_CHECKED(check_gemm, gemm_cpu));
+  m.impl("gemm.instance", TORCH_BOX(&humming::gemm_instance_cpu));
+  m.impl("moe_gemm.out", HUMMING_CHECKED(check_moe_gemm, moe_gemm_cpu));
 }

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "core/check.h"
-#include "ops/checks.h"
+#include "ops/checked.h"
 #include "ops/cpu_dispatch.h"
 
 namespace humming {
@@ -15,11 +15,7 @@ namespace {
 constexpr int64_t kElementsPerTask = 16384;
 int64_t grain(int64_t columns) { return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, columns)); }
 
-void quantize_activation_cpu(const Tensor& x, int64_t group, std::string activation,
-                             std::vector<double> activation_args, const OptionalTensor& static_scale, Tensor out,
-                             Tensor scale) {
-  const QuantizeParams params =
-      check_quantize_activation(x, group, activation, activation_args, static_scale, out, scale);
+void quantize_activation_cpu(const Tensor&, const QuantizeParams& params) {
   if (params.static_scale) *static_cast<float*>(params.scale) = *params.static_scale;
   torch::stable::parallel_for(0, params.rows, grain(params.k),
                               [&](int64_t begin, int64_t end) { cpu_kernels().quantize(params, begin, end); });
@@ -42,16 +38,14 @@ std::vector<int32_t> local_experts(const MoeAlignParams& params) {
   return experts;
 }
 
-void moe_align_cpu(const Tensor& topk_ids, int64_t num_experts, int64_t block, const OptionalTensor& expert_map,
-                   Tensor sorted_pairs, Tensor positions, Tensor blocks, Tensor num_blocks) {
-  const MoeAlignParams params =
-      check_moe_align(topk_ids, num_experts, block, expert_map, sorted_pairs, positions, blocks, num_blocks);
+void moe_align_cpu(const Tensor&, const MoeAlignParams& params) {
   const std::vector<int32_t> experts = local_experts(params);
-  std::vector<int64_t> next(static_cast<size_t>(num_experts) + 1, 0);  // after the loop: first row of each expert
+  // After the loop: first row of each expert.
+  std::vector<int64_t> next(static_cast<size_t>(params.num_experts) + 1, 0);
   for (const int32_t expert : experts) {
     if (expert >= 0) ++next[expert + 1];
   }
-  for (int64_t expert = 0; expert < num_experts; ++expert) next[expert + 1] += next[expert];
+  for (int64_t expert = 0; expert < params.num_experts; ++expert) next[expert + 1] += next[expert];
 
   int64_t used = 0;
   const auto write_block = [&](int64_t expert, int64_t first, int64_t rows) {
@@ -59,10 +53,10 @@ void moe_align_cpu(const Tensor& topk_ids, int64_t num_experts, int64_t block, c
     for (int i = 0; i < 4; ++i) params.blocks[4 * used + i] = static_cast<int32_t>(values[i]);
     ++used;
   };
-  for (int64_t expert = 0; expert < num_experts; ++expert) {
+  for (int64_t expert = 0; expert < params.num_experts; ++expert) {
     const int64_t end = next[expert + 1];
-    for (int64_t first = next[expert]; first < end; first += block) {
-      write_block(expert, first, std::min(block, end - first));
+    for (int64_t first = next[expert]; first < end; first += params.block) {
+      write_block(expert, first, std::min(params.block, end - first));
     }
   }
   *params.num_blocks = static_cast<int32_t>(used);
@@ -77,9 +71,7 @@ void moe_align_cpu(const Tensor& topk_ids, int64_t num_experts, int64_t block, c
   }
 }
 
-void moe_reduce_cpu(const Tensor& y, const Tensor& topk_weights, const OptionalTensor& topk_ids,
-                    const OptionalTensor& num_valid_tokens, double scale, const OptionalTensor& add, Tensor out) {
-  const MoeReduceParams params = check_moe_reduce(y, topk_weights, topk_ids, num_valid_tokens, scale, add, out);
+void moe_reduce_cpu(const Tensor&, const MoeReduceParams& params) {
   torch::stable::parallel_for(0, params.tokens, grain(params.top_k * params.hidden),
                               [&](int64_t begin, int64_t end) { cpu_kernels().moe_reduce(params, begin, end); });
 }
@@ -88,7 +80,7 @@ void moe_reduce_cpu(const Tensor& y, const Tensor& topk_weights, const OptionalT
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {
-  m.impl("quantize_activation.out", TORCH_BOX(&humming::quantize_activation_cpu));
-  m.impl("moe_align.out", TORCH_BOX(&humming::moe_align_cpu));
-  m.impl("moe_reduce.out", TORCH_BOX(&humming::moe_reduce_cpu));
+  m.impl("quantize_activation.out", HUMMING_CHECKED(check_quantize_activation, quantize_activation_cpu));
+  m.impl("moe_align.out", HUMMING_CHECKED(check_moe_align, moe_align_cpu));
+  m.impl("moe_reduce.out", HUMMING_CHECKED(check_moe_reduce, moe_reduce_cpu));
 }

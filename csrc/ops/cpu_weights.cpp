@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "ops/checks.h"
+#include "ops/checked.h"
 #include "ops/cpu_dispatch.h"
 
 namespace humming {
@@ -13,9 +13,7 @@ namespace {
 
 int64_t all_strips(const WeightDesc& desc) { return std::max<int64_t>(desc.experts, 1) * desc.num_strips(); }
 
-void prepack_cpu(const Tensor& codes, int64_t code_bits, const OptionalTensor& scale, const OptionalTensor& zero,
-                 std::vector<int64_t> desc, std::string row_order, Tensor packed, Tensor row_scale, Tensor stats) {
-  const RepackParams params = check_prepack(codes, code_bits, scale, zero, desc, row_order, packed, row_scale, stats);
+void prepack_cpu(const Tensor&, const RepackParams& params) {
   std::atomic<int64_t> totals[2] = {{0}, {0}};
   torch::stable::parallel_for(0, all_strips(params.desc), 1, [&](int64_t begin, int64_t end) {
     int64_t own[2] = {0, 0};
@@ -25,9 +23,7 @@ void prepack_cpu(const Tensor& codes, int64_t code_bits, const OptionalTensor& s
   for (int i = 0; i < 2; ++i) params.stats[i] = totals[i];
 }
 
-void decode_packed_cpu(const Tensor& packed, const OptionalTensor& scale2, std::vector<int64_t> desc, bool codes,
-                       Tensor out) {
-  const DecodeParams params = check_decode_packed(packed, scale2, desc, codes, out);
+void decode_packed_cpu(const Tensor&, const DecodeParams& params) {
   torch::stable::parallel_for(0, all_strips(params.desc), 1,
                               [&](int64_t begin, int64_t end) { cpu_kernels().decode(params, begin, end); });
 }
@@ -36,6 +32,6 @@ void decode_packed_cpu(const Tensor& packed, const OptionalTensor& scale2, std::
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {
-  m.impl("prepack.out", TORCH_BOX(&humming::prepack_cpu));
-  m.impl("decode_packed.out", TORCH_BOX(&humming::decode_packed_cpu));
+  m.impl("prepack.out", HUMMING_CHECKED(check_prepack, prepack_cpu));
+  m.impl("decode_packed.out", HUMMING_CHECKED(check_decode_packed, decode_packed_cpu));
 }

@@ -1,4 +1,4 @@
-// Ops about the build and about what would run: packed_shape, plan, build_info.
+// Ops about the build and about what would run: packed_shape, row_scale_shape, plan, gemm_plan, build_info.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #ifdef HUMMING_WITH_CUDA
@@ -19,6 +19,10 @@ std::vector<int64_t> packed_shape(std::vector<int64_t> desc) {
   return parse_desc("humming::packed_shape", desc).packed_shape();
 }
 
+std::vector<int64_t> row_scale_shape(std::vector<int64_t> desc) {
+  return parse_desc("humming::row_scale_shape", desc).row_scale_shape();
+}
+
 // What happens to x before it is multiplied.
 std::string widening(const WeightDesc& desc, DType x) {
   if (desc.operand == Operand::bf16 && x != DType::bf16) return " (x is widened to it, exactly)";
@@ -34,7 +38,7 @@ std::string accumulation(const WeightDesc& desc) {
 
 // The GPU that plans are made for: the first one here, or an H200 where there is none.
 DeviceInfo planning_device() {
-  DeviceInfo device{90, 132, 232448, 233472};
+  DeviceInfo device = kH200;
 #ifdef HUMMING_WITH_CUDA
   int major = 0, minor = 0;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
@@ -49,36 +53,25 @@ DeviceInfo planning_device() {
   return device;
 }
 
-// A call with contiguous, aligned rows and a bf16 result.
-GemmParams typical_problem(const WeightDesc& desc, DType x, int64_t tokens) {
-  GemmParams problem{};
-  problem.desc = desc;
-  problem.x_dtype = x;
-  problem.rows = problem.out_rows = tokens;
-  problem.x_row_bytes = (desc.k * dtype_bits(x) / 8 + 127) / 128 * 128;
-  problem.out_dtype = DType::bf16;
-  problem.out_row_stride = problem.out_columns = desc.n;
-  return problem;
-}
-
 std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens, bool cuda) {
   const char* op = "humming::plan";
   const WeightDesc desc = parse_desc(op, desc_ints);
   const DType x = check_x_dtype(op, desc, x_dtype);
-  HUMMING_CHECK(tokens >= 0, op, ": tokens = ", tokens, " is negative");
+  HUMMING_CHECK(tokens > 0, op, ": tokens = ", tokens, " is not positive");
   const std::string text =
       concat(desc.experts ? "moe_gemm" : "gemm", " of ", tokens, " tokens: ", desc.format_traits().name, " weights ",
              desc.experts ? concat(desc.experts, " x ") : "", desc.n, " x ", desc.k, ", x ", to_text(x_dtype),
              x == DType::int4 ? " (two int4 per byte)" : "", "; operand ", operand_name(desc.operand),
              widening(desc, x), ", ", accumulation(desc), "; ");
   if (!cuda) return concat(text, "CPU kernels, ", cpu_kernels().name);
-  if (desc.experts == 0 && tokens > 0) {
-    const GemmSm90Plan plan = plan_gemm_sm90(typical_problem(desc, x, tokens), planning_device());
-    if (plan.entry != nullptr) return concat(text, "CUDA instance ", plan.entry->entry.name);
-  }
+  const GemmParams problem = typical_gemm(desc, x, tokens);
+  const DeviceInfo device = planning_device();
+  const GemmSm90Instance* instance = choose_gemm_sm90(problem, device).instance;
+  const std::string details = explain_gemm_sm90(problem, device);
+  if (instance != nullptr) return concat(text, "CUDA instance ", instance->entry.name, details);
   return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
                 *kCudaArchs ? kCudaArchs : "none",
-                ") has no such product for the GPU; move x and the weight to the CPU");
+                ") has no such product for the GPU; move x and the weight to the CPU", details);
 }
 
 std::string json_string(const std::string& text) {
@@ -88,6 +81,28 @@ std::string json_string(const std::string& text) {
     quoted += c;
   }
   return quoted + "\"";
+}
+
+// JSON: a list of {"name", "rejection", "estimate", "chosen", "tuned"}, one per instance of gemm.
+std::string gemm_plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens) {
+  const char* op = "humming::gemm_plan";
+  const WeightDesc desc = parse_desc(op, desc_ints);
+  const DType x = check_x_dtype(op, desc, x_dtype);
+  HUMMING_CHECK(tokens > 0, op, ": tokens = ", tokens, " is not positive");
+  const GemmParams problem = typical_gemm(desc, x, tokens);
+  const DeviceInfo device = planning_device();
+  const GemmSm90Choice choice = choose_gemm_sm90(problem, device);
+  std::string rows;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    const char* reason = cannot_run(instance, problem, device);
+    const bool chosen = &instance == choice.instance;
+    rows += concat(rows.empty() ? "" : ", ", "{\"name\": ", json_string(instance.entry.name),
+                   ", \"rejection\": ", reason ? json_string(reason) : "null",
+                   ", \"estimate\": ", reason ? "null" : std::to_string(estimate_gemm_sm90(instance, problem, device)),
+                   ", \"chosen\": ", chosen ? "true" : "false",
+                   ", \"tuned\": ", chosen && choice.row != nullptr ? "true" : "false", "}");
+  }
+  return concat("[", rows, "]");
 }
 
 // Whether the torch of this process is a CUDA build: import torch has then loaded this library.
@@ -134,6 +149,8 @@ std::string build_info() {
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
   m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
+  m.impl("row_scale_shape", TORCH_BOX(&humming::row_scale_shape));
   m.impl("plan", TORCH_BOX(&humming::plan));
+  m.impl("gemm_plan", TORCH_BOX(&humming::gemm_plan));
   m.impl("build_info", TORCH_BOX(&humming::build_info));
 }

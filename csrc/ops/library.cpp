@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def(
       "gemm.out(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, *, "
       "Tensor(a!) out, Tensor(b!) workspace) -> ()");
+  m.def(  // CUDA only: the named kernel instance instead of the one that selection chooses
+      "gemm.instance(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, *, "
+      "str instance, Tensor(a!) out, Tensor(b!) workspace) -> ()");
   m.def(
       "moe_gemm(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, str layout, "
       "Tensor? sorted_token_ids, Tensor? expert_ids, Tensor? num_tokens_post_padded, Tensor? expert_offsets, "
@@ -47,6 +50,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def("decode_packed(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False) -> Tensor");
   m.def("decode_packed.out(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False, Tensor(a!) out) -> ()");
   m.def("packed_shape(int[] desc) -> int[]");
+  m.def("row_scale_shape(int[] desc) -> int[]");
   m.def("plan(int[] desc, ScalarType x_dtype, int tokens, bool cuda) -> str");
+  m.def("gemm_plan(int[] desc, ScalarType x_dtype, int tokens) -> str");
   m.def("build_info() -> str");
 }

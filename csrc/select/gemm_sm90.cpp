@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
-#include "core/check.h"
 #include "layout/record.h"
 #include "mainloop/sm90_tile.h"
 
@@ -17,17 +17,6 @@ constexpr int kMaxScalarTokens = 64;   // larger tiles store aligned 16-bit vect
 Sm90Tile tile_of(const GemmSm90Columns& c) {
   const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
   return {c.row_groups, c.split_k, c.cluster_k, c.tokens, c.k_tiles, value_bytes, c.mma_patches};
-}
-
-DType operand_dtype(Operand operand) {
-  switch (operand) {
-    case Operand::bf16: return DType::bf16;
-    case Operand::fp16: return DType::fp16;
-    case Operand::e4m3: return DType::e4m3;
-    case Operand::s8: return DType::int8;
-    case Operand::s4: break;
-  }
-  return DType::int4;
 }
 
 ScaleStorage storage_of(ScaleType type) {
@@ -51,12 +40,19 @@ bool stores_vectors(const GemmParams& p) {
          is_multiple(reinterpret_cast<intptr_t>(p.out), 16);
 }
 
-// Stages that fit into a CTA's share of an SM; below 2 nothing overlaps.
+// Stages that fit into a CTA's share of an SM. Below 2 nothing overlaps; every warpgroup of a split wants one.
 int stages_of(const GemmSm90Columns& c, int record_bytes, const DeviceInfo& device) {
   const int limit = std::min(device.shared_per_block, device.shared_per_sm / c.ctas - kReservedShared);
   int stages = 0;
   while (stages < kMaxStages && tile_of(c).shared_bytes(stages + 1, record_bytes) <= limit) ++stages;
   return stages;
+}
+
+// Stages of weights to ask for before the grid ahead has ended. More bytes than these delayed the tokens behind them by
+// more than they gained; the less where a CTA of that grid is still at work on the same SM.
+int early_stages_of(const GemmSm90Columns& c, int record_bytes, int stages) {
+  const int bytes = (c.ctas == 1 ? 48 : 36) << 10;
+  return std::clamp(bytes / tile_of(c).weight_stage_bytes(record_bytes), 1, stages);
 }
 
 struct Grid {
@@ -71,13 +67,75 @@ Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& de
   return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster_k)};
 }
 
-// Estimated time in SM cycles: waves of CTAs, each of which brings its weights from memory and multiplies. Their sum,
-// not the larger: the two overlap, but the smaller tile of two that stream alike is the better one. Only the order
-// matters.
-double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+// Rows further from a problem say nothing about it: the product of the two ratios of extents, 2^2.
+constexpr double kMaxShapeRatio = 4;
+
+// How far a row is from a problem, the lesser the nearer: shape; token counts below the problem's after all others;
+// token count; where weights with other scales have a row of the same place, the faster one.
+std::tuple<double, bool, int64_t, float> distance(const TunedRow& row, const GemmParams& p) {
+  const auto ratio = [](int64_t a, int64_t b) { return static_cast<double>(std::max(a, b)) / std::min(a, b); };
+  return {ratio(row.n, p.desc.n) * ratio(row.k, p.desc.k), row.tokens < p.rows, std::abs(row.tokens - p.rows), row.us};
+}
+
+}  // namespace
+
+DType own_dtype(Operand operand) {
+  switch (operand) {
+    case Operand::bf16: return DType::bf16;
+    case Operand::fp16: return DType::fp16;
+    case Operand::e4m3: return DType::e4m3;
+    case Operand::s8: return DType::int8;
+    case Operand::s4: break;
+  }
+  return DType::int4;
+}
+
+GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens) {
+  GemmParams problem{};
+  problem.desc = desc;
+  problem.x_dtype = x;
+  problem.rows = problem.out_rows = tokens;
+  problem.x_row_bytes = (desc.k * dtype_bits(x) / 8 + 127) / 128 * 128;
+  problem.out_dtype = DType::bf16;
+  problem.out_row_stride = problem.out_columns = desc.n;
+  return problem;
+}
+
+bool is_for(const GemmSm90Instance& instance, const WeightDesc& desc) {
+  return instance.columns.format == desc.format && instance.columns.operand == desc.operand;
+}
+
+const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
+  const GemmSm90Columns& c = instance.columns;
+  const WeightDesc& desc = p.desc;
+  const ScaleStorage storage = storage_of(desc.scale_type);
+  if (!is_for(instance, desc)) return "is for another format or operand";
+  if (desc.experts != 0) return "is for dense weights";
+  if (c.zero != desc.zero) return "is for another kind of zero point";
+  if (c.scale_storage != storage) return "is for other scale types";
+  if (storage != ScaleStorage::none &&
+      (serves_coarser(storage, c.group) ? desc.group < c.group : desc.group != c.group)) {
+    return "is for other groups";
+  }
+  if (p.x_dtype != own_dtype(c.operand)) return "takes x of the operand's own type";
+  if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
+  if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
+    return "needs rows of x that begin at multiples of 16 bytes";
+  }
+  if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
+  if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
+  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < std::max(2, c.split_k)) return "does not fit into shared memory";
+  return nullptr;
+}
+
+// Waves of CTAs, each of which brings its weights from memory and multiplies. Their sum, not the larger: the two
+// overlap, but the smaller tile of two that stream alike is the better one.
+double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  const GemmSm90Columns& c = instance.columns;
   const Sm90Tile tile = tile_of(c);
   constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
-  const double multiplies = tile.value_bytes == 2 ? 4096.0 : 8192.0;  // multiply-adds per cycle and SM
+  const double multiplies = tile.value_bytes == 2 ? 2048.0 : 4096.0;  // multiply-adds per cycle and SM
   constexpr double kStart = 3000;                                     // launch, first bytes, epilogue
   const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster_k;
   const double per_sm = std::min<double>(c.ctas, std::ceil(ctas / device.num_sms));
@@ -89,59 +147,36 @@ double cost(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& dev
   return waves * (kStart + records * (memory + multiply));
 }
 
-const char* reason_against(const Instance<GemmSm90Columns>& instance, const GemmParams& p, const DeviceInfo& device) {
-  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
-  return cannot_run(instance.columns, p, device);
-}
-
-}  // namespace
-
-const char* cannot_run(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
-  const WeightDesc& desc = p.desc;
-  const ScaleStorage storage = storage_of(desc.scale_type);
-  if (c.format != desc.format) return "is for another format";
-  if (c.operand != desc.operand) return "is for another operand";
-  if (c.zero != desc.zero) return "is for another kind of zero point";
-  if (c.scale_storage != storage) return "is for other scale types";
-  if (storage != ScaleStorage::none && (serves_coarser(storage, c.group) ? desc.group < c.group : desc.group != c.group)) {
-    return "is for other groups";
-  }
-  if (p.x_dtype != operand_dtype(c.operand)) return "takes x of the operand's own type";
-  if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
-  if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
-    return "needs rows of x that begin at multiples of 16 bytes";
-  }
-  if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
-  if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
-  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < 2) return "does not fit into shared memory";
-  return nullptr;
-}
-
-std::string rejections_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
-  std::string lines;
-  for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
-    const char* reason = reason_against(instance, p, device);
-    if (reason != nullptr) lines += concat("\n  ", instance.entry.name, " ", reason);
-  }
-  return lines;
-}
-
-GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
-  GemmSm90Plan plan{};
-  double best = 0;
-  for (const Instance<GemmSm90Columns>& instance : instances<GemmSm90Columns>()) {
-    if (reason_against(instance, p, device) != nullptr) continue;
-    const double estimate = cost(instance.columns, p, device);
-    if (plan.entry == nullptr || estimate < best) {
-      plan.entry = &instance;
-      best = estimate;
+GemmSm90Choice choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  GemmSm90Choice nearest{}, cheapest{};
+  std::tuple<double, bool, int64_t, float> least_distance;
+  double least_cycles = 0;
+  const Table<GemmSm90Instance> table = instances<GemmSm90Columns>();
+  const TunedRow* row = tuned.begin();
+  for (int i = 0; i < table.size; ++i) {
+    const GemmSm90Instance& instance = table.first[i];
+    const bool runs = cannot_run(instance, p, device) == nullptr;
+    for (; row != tuned.end() && row->instance == i; ++row) {
+      if (!runs) continue;
+      const auto to_row = distance(*row, p);
+      if (std::get<0>(to_row) > kMaxShapeRatio || (nearest.row != nullptr && to_row >= least_distance)) continue;
+      nearest = {&instance, row};
+      least_distance = to_row;
     }
+    if (!runs) continue;
+    const double cycles = estimate_gemm_sm90(instance, p, device);
+    if (cheapest.instance != nullptr && cycles >= least_cycles) continue;
+    cheapest.instance = &instance;
+    least_cycles = cycles;
   }
-  if (plan.entry == nullptr) return plan;
+  return nearest.row != nullptr ? nearest : cheapest;
+}
 
+GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+  GemmSm90Params params{};
   const WeightDesc& desc = p.desc;
   const RecordGeometry full(desc, 2), tail(desc, 1);
-  Sm90MainloopParams& m = plan.params.mainloop;
+  Sm90MainloopParams& m = params.mainloop;
   m.packed = p.packed;
   m.strip_bytes = desc.strip_bytes();
   m.num_strips = static_cast<int>(desc.num_strips());
@@ -153,11 +188,11 @@ GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   m.view = {full.groups, full.zero_groups, full.scale_offset, full.zero_offset, desc.scale_type == ScaleType::bf16};
   m.k = desc.k;
   m.tokens = static_cast<int>(p.rows);
-  m.stages = stages_of(plan.entry->columns, full.bytes, device);
-  m.early_stages = 1;
+  m.stages = stages_of(instance.columns, full.bytes, device);
+  m.early_stages = early_stages_of(instance.columns, full.bytes, m.stages);
   m.dependent_launch = true;
 
-  EpilogueParams& e = plan.params.epilogue;
+  EpilogueParams& e = params.epilogue;
   e.out = p.out;
   e.out_dtype = p.out_dtype;
   e.out_row_stride = p.out_row_stride;
@@ -171,11 +206,11 @@ GemmSm90Plan plan_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   e.gate_half = desc.gate_up ? static_cast<int>(desc.n / 2) : 0;
   e.vector = stores_vectors(p);
 
-  plan.params.x = p.x;
-  plan.params.x_row_bytes = p.x_row_bytes;
-  plan.params.raster = 4;
-  plan.params.num_ctas = grid_of(plan.entry->columns, p, device).num_ctas;
-  return plan;
+  params.x = p.x;
+  params.x_row_bytes = p.x_row_bytes;
+  params.raster = 4;
+  params.num_ctas = grid_of(instance.columns, p, device).num_ctas;
+  return params;
 }
 
 }  // namespace humming

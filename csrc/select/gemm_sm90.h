@@ -9,6 +9,7 @@
 #include "instances/instances.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
+#include "select/tuned.h"
 
 namespace humming {
 
@@ -20,19 +21,49 @@ struct DeviceInfo {
   int shared_per_sm;
 };
 
-// Why an instance cannot run a problem; nullptr if it can.
-const char* cannot_run(const GemmSm90Columns& columns, const GemmParams& problem, const DeviceInfo& device);
+inline constexpr DeviceInfo kH200{90, 132, 232448, 233472};
 
-// An instance and its parameters; `entry` is nullptr if none fits.
-struct GemmSm90Plan {
-  const Instance<GemmSm90Columns>* entry;
-  GemmSm90Params params;
+// The type of x that an operand multiplies without widening.
+DType own_dtype(Operand operand);
+
+// A call with contiguous, aligned rows, a scale per token and a bf16 result: what plans are made for.
+GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens);
+
+using GemmSm90Instance = Instance<GemmSm90Columns>;
+
+// Whether an instance multiplies weights of this format in this operand type.
+bool is_for(const GemmSm90Instance& instance, const WeightDesc& desc);
+
+// Why an instance cannot run a problem; nullptr if it can.
+const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+
+// Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
+double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+
+struct GemmSm90Choice {
+  const GemmSm90Instance* instance;  // nullptr if none can run the problem
+  const TunedRow* row;               // that decided; nullptr: the lowest estimate did
 };
 
-// The runnable instance of the lowest estimated time. Called for every product: builds no strings.
-GemmSm90Plan plan_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
+// The instance of the nearest tuned row among those whose instance can run the problem: the nearest n and k, there the
+// smallest token count not below the problem's, else the largest. The lowest estimate where none is near. Called for
+// every product: builds no strings.
+GemmSm90Choice choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& device,
+                                Table<TunedRow> tuned = tuned_gemm_sm90());
 
-// A line for every instance: why it was not chosen for a problem that none fits.
+// What an instance that can run the problem is launched with.
+GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+
+// The instance of this name; throws, naming the nearest ones, if this build has none.
+const GemmSm90Instance& find_gemm_sm90(const std::string& name);
+
+// The rest is for messages. Every line begins with a line break.
+
+// The instances that cannot run a problem, by reason; those for other formats and operands as a number.
 std::string rejections_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
+
+// What choose_gemm_sm90 chooses and why, the estimates of all that can run the problem, and the rejections.
+std::string explain_gemm_sm90(const GemmParams& problem, const DeviceInfo& device,
+                              Table<TunedRow> tuned = tuned_gemm_sm90());
 
 }  // namespace humming

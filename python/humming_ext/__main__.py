@@ -23,7 +23,8 @@ def info() -> int:
     spec = QuantSpec(WeightFormat.int4, scale_dtype=torch.float32)
     for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8):
         chosen = spec.for_activation(dtype, widen=True)
-        print(f"  {str(dtype).removeprefix('torch.'):<14} {explain(chosen.desc(4096, 4096), dtype, cuda=bool(gpus))}")
+        plan = explain(chosen.desc(4096, 4096), dtype, cuda=bool(gpus)).splitlines()[0]
+        print(f"  {str(dtype).removeprefix('torch.'):<14} {plan}")
     return 0
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
-from .formats import ScaleType, WeightFormat
 
 _PITCH_BYTES = 128  # row pitch of quantised activations, so that every row starts where wide copies can
 
@@ -194,12 +193,8 @@ def _prepack_outputs(
     desc: list[int],
     row_order: str = "plain",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    fields = WeightDesc.of(desc)
     packed = codes.new_empty(packed_shape(desc), dtype=torch.uint8)
-    # e8m0 scales of floats are folded into the operand: a power of two per row moves into the secondary scale.
-    rebased = fields.scale_type == ScaleType.e8m0 and WeightFormat(fields.format).kind == "float"
-    row_shape = [fields.experts, fields.n] if fields.experts else [fields.n]
-    row_scale = codes.new_empty(row_shape if rebased else [0], dtype=torch.float32)
+    row_scale = codes.new_empty(_ops.row_scale_shape(desc), dtype=torch.float32)
     return packed, row_scale, codes.new_empty(2, dtype=torch.int64)
 
 
@@ -222,7 +217,7 @@ def _decode_packed(*args: Any, codes: bool = False) -> Tensor:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Fake kernel of an `.out` form: the caller allocated all that it writes."""
+    """Fake kernel of an `.out` form, and of `gemm.instance`: the caller allocated all that it writes."""
 
 
 def _register(name: str, functional: Callable[..., Any], outputs: Callable[..., Any]) -> None:
@@ -233,6 +228,7 @@ def _register(name: str, functional: Callable[..., Any], outputs: Callable[..., 
 
 
 _register("gemm", _gemm, _gemm_outputs)
+torch.library.register_fake("humming::gemm.instance", _nothing, lib=_library)
 _register("moe_gemm", _moe_gemm, _moe_gemm_outputs)
 _register("quantize_activation", _quantize_activation, _quantize_activation_outputs)
 _register("moe_align", _moe_align, _moe_align_outputs)

@@ -50,7 +50,7 @@ def choose_device(experts: int = 0) -> tuple[torch.device, str]:
     cpu = f"cpu, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         return torch.device("cpu"), cpu
-    plan = explain(Q4_1.spec().desc(576, 576, experts), torch.bfloat16, cuda=True)
+    plan = explain(Q4_1.spec().desc(576, 576, experts), torch.bfloat16, cuda=True).splitlines()[0]
     name = torch.cuda.get_device_name()
     if "no instance" in plan:
         return torch.device("cpu"), f"{cpu} ({name} is there, but: {plan})"
@@ -138,7 +138,7 @@ def main() -> int:
     bf16_bytes = sum(2 * weight.shape.numel() for weight in lm.packed)
     print(f"\npacked    {len(lm.packed)} weights in {packed_bytes:,} bytes; as bf16 {bf16_bytes:,} bytes")
     for text in (plan, explain(lm.experts[0], torch.bfloat16)):
-        print(f"plan      {text}")
+        print(f"plan      {text.splitlines()[0]}")
     print(f"question  {QUESTION}")
     print(f"answer    {dense.answer}")
     failures = [failure for form in (dense, mixture) if (failure := form.failure(plain))]

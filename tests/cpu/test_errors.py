@@ -341,6 +341,11 @@ def test_a_bad_argument_is_named(call: str, argument: str, value) -> None:
     assert argument in str(error.value).split(": ", 1)[1]
 
 
+def test_a_named_instance_runs_on_gpus_only() -> None:
+    with pytest.raises(RuntimeError, match=r'humming::gemm: instance = "gemm_sm90_x" .* x is on the CPU'):
+        ops.gemm.instance(**gemm_call().arguments, instance="gemm_sm90_x")
+
+
 @pytest.mark.parametrize(
     ("operand", "x", "accepted"),
     [

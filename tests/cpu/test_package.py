@@ -9,6 +9,7 @@ import humming_ext as he
 import numpy as np
 import pytest
 import torch
+from humming_ext._explain import instance_plans
 from oracle.activations import quantise, quantised_values
 from oracle.formats import FORMATS, finite_codes, value_table
 from oracle.matmul import gemm
@@ -71,6 +72,7 @@ def test_plans_name_the_operand_and_the_accumulation(dtype: torch.dtype, operand
     assert spec.operand.name == operand
     plan = he.explain(spec.desc(128, 256), dtype, tokens=5)
     assert f"operand {operand}" in plan and words in plan and "5 tokens" in plan
+    assert plan.count("\n") == 0
 
 
 def test_plans_of_gpus_name_the_instance_or_say_that_there_is_none() -> None:
@@ -84,6 +86,22 @@ def test_plans_of_gpus_name_the_instance_or_say_that_there_is_none() -> None:
     assert "no instance" in he.explain(mixture, torch.bfloat16, cuda=True)
     with pytest.raises(RuntimeError, match="x has dtype float32"):
         he.explain(desc, torch.float32)
+    with pytest.raises(RuntimeError, match="tokens = 0"):
+        he.explain(desc, torch.bfloat16, 0)
+
+
+def test_instance_plans_are_those_of_every_gemm_instance_of_the_build() -> None:
+    desc = he.QuantSpec(he.WeightFormat.int4, group=128, scale_dtype=torch.bfloat16).desc(128, 128)
+    plans = instance_plans(desc, torch.bfloat16, 4)
+    names = [instance["name"] for instance in he.build_info()["instances"]]
+    assert [plan.name for plan in plans] == [name for name in names if name.startswith("gemm_sm90")]
+    assert all((plan.rejection is None) == (plan.estimate is not None) for plan in plans)
+    first = he.explain(desc, torch.bfloat16, 4, cuda=True).splitlines()[0]
+    chosen = [plan for plan in plans if plan.chosen]
+    assert [first.endswith(f"CUDA instance {plan.name}") for plan in chosen] == [True] * ("no instance" not in first)
+    assert instance_plans(desc, torch.bfloat16, 4, cuda=False) == []
+    with pytest.raises(RuntimeError, match="tokens = 0"):
+        instance_plans(desc, torch.bfloat16, 0)
 
 
 def test_widening_is_asked_for() -> None:

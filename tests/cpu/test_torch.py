@@ -170,6 +170,15 @@ def test_compile_as_one_graph_with_dynamic_rows(name: str) -> None:
                 assert ours.stride() == real.stride()
 
 
+def test_a_named_instance_is_traced_like_the_out_form() -> None:
+    """Only a GPU runs it; its fake kernel writes to `out` and is not mistaken for another overload."""
+    _, args, kwargs = out_form("gemm")
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert ops.gemm.instance(*args, **kwargs, instance="any") is None
+        assert ops.gemm(*args, **kwargs, instance="any") is None
+    assert ops.gemm.instance._schema.is_mutable
+
+
 def test_a_compiled_network_equals_the_eager_one() -> None:
     """Around the ops: quantise, multiply, activate, add, as one graph."""
     case = WeightCase("int4", "s8", n=72, k=160)

@@ -4,7 +4,7 @@
 
 #include "core/check.h"
 #include "instances/instances.h"
-#include "ops/checks.h"
+#include "ops/checked.h"
 #include "ops/cuda/launch.h"
 #include "ops/tensor_check.h"
 #include "select/gemm_sm90.h"
@@ -39,29 +39,32 @@ void align_rows(const char* op, GemmParams* params, cudaStream_t stream) {
   params->x_row_bytes = pitch;
 }
 
-void gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
-               const OptionalTensor& bias, std::vector<int64_t> desc, Tensor out, Tensor workspace) {
-  GemmParams params = check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace);
+// Runs the named instance, or the one that selection chooses.
+void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   if (!has_rows(params)) return;
   const OnDeviceOf device(x);
   align_rows("humming::gemm", &params, device.stream());
   const DeviceInfo info = device.info();
-  const GemmSm90Plan plan = plan_gemm_sm90(params, info);
-  if (plan.entry == nullptr) refuse("humming::gemm", params, x, rejections_gemm_sm90(params, info));
-  plan.entry->launch(plan.params, device.stream());
+  const GemmSm90Instance* instance = name ? &find_gemm_sm90(*name) : choose_gemm_sm90(params, info).instance;
+  if (instance == nullptr) refuse("humming::gemm", params, x, rejections_gemm_sm90(params, info));
+  if (name != nullptr) {
+    const char* reason = cannot_run(*instance, params, info);
+    HUMMING_CHECK(reason == nullptr, "humming::gemm: instance ", *name, " ", reason,
+                  "; humming_ext.explain lists those that run this product");
+  }
+  instance->launch(params_gemm_sm90(*instance, params, info), device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 
-void moe_gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed, const OptionalTensor& scale2,
-                   const OptionalTensor& bias, std::vector<int64_t> desc, std::string layout,
-                   const OptionalTensor& sorted_token_ids, const OptionalTensor& expert_ids,
-                   const OptionalTensor& num_tokens_post_padded, const OptionalTensor& expert_offsets,
-                   const OptionalTensor& expert_counts, const OptionalTensor& topk_weights, int64_t top_k,
-                   std::string activation, std::vector<double> activation_args, std::optional<int64_t> expected_tokens,
-                   Tensor out, Tensor workspace) {
-  const MoeParams params = check_moe_gemm(x, x_scale, packed, scale2, bias, desc, layout, sorted_token_ids, expert_ids,
-                                          num_tokens_post_padded, expert_offsets, expert_counts, topk_weights, top_k,
-                                          activation, activation_args, expected_tokens, out, workspace);
+void gemm_cuda(const Tensor& x, const GemmParams& params) { run_gemm(x, params, nullptr); }
+
+void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
+                        const OptionalTensor& scale2, const OptionalTensor& bias, std::vector<int64_t> desc,
+                        std::string instance, Tensor out, Tensor workspace) {
+  run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), &instance);
+}
+
+void moe_gemm_cuda(const Tensor& x, const MoeParams& params) {
   if (has_rows(params.gemm)) refuse("humming::moe_gemm", params.gemm, x, "");
 }
 
@@ -69,6 +72,7 @@ void moe_gemm_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor&
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CUDA, m) {
-  m.impl("gemm.out", TORCH_BOX(&humming::gemm_cuda));
-  m.impl("moe_gemm.out", TORCH_BOX(&humming::moe_gemm_cuda));
+  m.impl("gemm.out", HUMMING_CHECKED(check_gemm, gemm_cuda));
+  m.impl("gemm.instance", TORCH_BOX(&humming::gemm_instance_cuda));
+  m.impl("moe_gemm.out", HUMMING_CHECKED(check_moe_gemm, moe_gemm_cuda));
 }

@@ -1,7 +1,7 @@
 // CUDA registration of prepack and decode_packed.
 #include <torch/csrc/stable/library.h>
 
-#include "ops/checks.h"
+#include "ops/checked.h"
 #include "ops/cuda/launch.h"
 
 namespace humming {
@@ -16,15 +16,11 @@ void launch_layout(const char* op, const Tensor& tensor, const typename Columns:
   });
 }
 
-void prepack_cuda(const Tensor& codes, int64_t code_bits, const OptionalTensor& scale, const OptionalTensor& zero,
-                  std::vector<int64_t> desc, std::string row_order, Tensor packed, Tensor row_scale, Tensor stats) {
-  const RepackParams params = check_prepack(codes, code_bits, scale, zero, desc, row_order, packed, row_scale, stats);
+void prepack_cuda(const Tensor& codes, const RepackParams& params) {
   launch_layout<RepackColumns>("humming::prepack", codes, params);
 }
 
-void decode_packed_cuda(const Tensor& packed, const OptionalTensor& scale2, std::vector<int64_t> desc, bool codes,
-                        Tensor out) {
-  const DecodeParams params = check_decode_packed(packed, scale2, desc, codes, out);
+void decode_packed_cuda(const Tensor& packed, const DecodeParams& params) {
   launch_layout<DecodeColumns>("humming::decode_packed", packed, params);
 }
 
@@ -32,6 +28,6 @@ void decode_packed_cuda(const Tensor& packed, const OptionalTensor& scale2, std:
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CUDA, m) {
-  m.impl("prepack.out", TORCH_BOX(&humming::prepack_cuda));
-  m.impl("decode_packed.out", TORCH_BOX(&humming::decode_packed_cuda));
+  m.impl("prepack.out", HUMMING_CHECKED(check_prepack, prepack_cuda));
+  m.impl("decode_packed.out", HUMMING_CHECKED(check_decode_packed, decode_packed_cuda));
 }

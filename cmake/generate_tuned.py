@@ -1,0 +1,72 @@
+"""Turns the measurements of csrc/select/tuned/ into a C++ table whose rows name instances by their index.
+
+A row `n,k,tokens,instance,us,commit` says: of the instances that can run `tokens` rows on an n x k weight, this one was
+the fastest, in `us` microseconds, at that commit. Rows of instances that the preset has not are left out, so that a
+renamed instance does not stop the build that measures it again; a test finds such rows.
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+
+from generate_instances import PRESETS, read_families, select_instances, tomllib, write_if_changed
+
+FAMILY = "gemm_sm90"
+HEADER = ["n", "k", "tokens", "instance", "us", "commit"]
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a file. Raises ValueError naming the line that is no measurement."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != HEADER:
+            raise ValueError(f"{path}: the header is {reader.fieldnames}, not {HEADER}")
+        rows = list(reader)
+    for line, row in enumerate(rows, 2):
+        try:
+            good = min(int(row["n"]), int(row["k"]), int(row["tokens"])) > 0 and float(row["us"]) > 0
+        except (TypeError, ValueError):
+            good = False
+        if not good or not row["instance"]:
+            raise ValueError(f"{path}:{line}: {row} needs positive n, k, tokens and us, and an instance")
+    return rows
+
+
+def table_source(rows: list[dict[str, str]], names: list[str]) -> str:
+    """The table, in the order of the instances `names`."""
+    index = {name: position for position, name in enumerate(names)}
+    known = sorted((row for row in rows if row["instance"] in index), key=lambda row: index[row["instance"]])
+    cells = [
+        f"{{{index[row['instance']]}, {row['n']}, {row['k']}, {row['tokens']}, {float(row['us'])}f}}" for row in known
+    ]
+    lines = ["// Generated from csrc/select/tuned/.", '#include "select/tuned.h"', "", "namespace humming {", ""]
+    lines.append("Table<TunedRow> tuned_gemm_sm90() {")
+    if cells:
+        lines += ["  static const TunedRow table[] = {", *(f"      {row}," for row in cells), "  };"]
+        lines.append(f"  return {{table, {len(cells)}}};")
+    else:
+        lines.append("  return {nullptr, 0};")
+    return "\n".join([*lines, "}", "", "}  // namespace humming", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=pathlib.Path, required=True)
+    parser.add_argument("--manifest", type=pathlib.Path, required=True)
+    parser.add_argument("--preset", choices=PRESETS, required=True)
+    parser.add_argument("--archs", required=True, help="semicolon-separated; empty: no CUDA")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    manifest = tomllib.loads(args.manifest.read_text())
+    instances = select_instances(manifest, read_families(manifest), args.preset, args.archs.split(";"))
+    try:
+        source = table_source(read_rows(args.rows), [i.name for i in instances if i.family.name == FAMILY])
+    except ValueError as error:
+        sys.exit(str(error))
+    write_if_changed(args.out / "select" / "tuned_table.cpp", source)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
