@@ -1,7 +1,10 @@
-"""The command line: `python -m humming_ext info | inspect FILE | demo`."""
+"""The command line: `python -m humming_ext info | inspect FILE | demo | bench ...`."""
 
 import argparse
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -52,14 +55,31 @@ def demo() -> int:
         return 1
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """Runs benchmarks/bench.py of the source checkout that is the working directory. Returns its exit status."""
+    script = Path("benchmarks/bench.py")
+    if not script.is_file():
+        print(
+            f"bench: {script.resolve()} does not exist. The benchmarks are not part of the wheel: they check results "
+            "against the oracle of the tests. Run this in the root of a source checkout.",
+            file=sys.stderr,
+        )
+        return 1
+    return subprocess.call([sys.executable, str(script), *arguments])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parses `argv` (default: the command line) and returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:  # its options are its own
+        return bench(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m humming_ext", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what was built, and what runs here")
     commands.add_parser("demo", help="run a 4-bit language model and check it against float32 and torch bf16")
     inspect_parser = commands.add_parser("inspect", help="list the packed weights of a safetensors file")
     inspect_parser.add_argument("file", help="a file written by humming_ext.save_weights")
+    commands.add_parser("bench", help="run benchmarks/bench.py of the source checkout here; bench --help has more")
     args = parser.parse_args(argv)
     if args.command == "info":
         return info()

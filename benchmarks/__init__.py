@@ -1,0 +1,9 @@
+"""How fast the ops are, beside the peers and the libraries, in one process, each result checked first.
+
+bench       the command line                              cases    what is measured: schemes, shapes, tokens, parts
+gemm        one dense problem: data, calls, its check     timing   graph replay, ceilings and the floor that follows
+references  what times are compared with                  results  rows as JSON lines, tables, the gate, plots
+retune      the tables that select reads                  targets.toml, results/<gpu>/<part>.jsonl
+
+Needs a source checkout: results are checked against the oracle of tests/. Nothing here may be imported by the package.
+"""

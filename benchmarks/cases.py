@@ -1,0 +1,156 @@
+"""What is measured: weight schemes, matrix shapes and token counts, in named parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from humming_ext import QuantSpec, WeightFormat, ZeroKind
+
+ACTIVATIONS = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "int8": torch.int8}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a weight is quantised. Rows, filters and targets.toml call it by `name`."""
+
+    name: str
+    format: WeightFormat
+    group: int = 0  # columns per scale; 0: one scale per row
+    scale_dtype: torch.dtype = torch.bfloat16
+    has_zero: bool = False  # an integer zero point per scale
+
+    def spec(self, activation: str) -> QuantSpec:
+        """The spec to pack with, for the operand of the activation's own type."""
+        zero = ZeroKind.integer if self.has_zero else ZeroKind.none
+        spec = QuantSpec(self.format, group=self.group, scale_dtype=self.scale_dtype, zero=zero)
+        return spec.for_activation(ACTIVATIONS[activation])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One matrix with the token counts to measure. Its `op` says which class of problem loads it."""
+
+    model: str
+    matrix: str
+    n: int
+    k: int
+    scheme: Scheme
+    activation: str
+    tokens: tuple[int, ...]
+    has_bias: bool = False
+    op: str = "gemm"
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.matrix} {self.n}x{self.k} {self.scheme.name} x {self.activation}"
+
+    def key(self, tokens: int) -> dict[str, object]:
+        """The fields of a row that say what was measured."""
+        return {
+            "op": self.op,
+            "model": self.model,
+            "part": self.matrix,
+            "n": self.n,
+            "k": self.k,
+            "experts": 0,
+            "tokens": tokens,
+            "weight": self.scheme.name,
+            "activation": self.activation,
+            "routing": None,
+        }
+
+
+INT4 = Scheme("int4-g128", WeightFormat.int4, 128)
+UINT4 = Scheme("uint4-g128-zp", WeightFormat.uint4, 128, has_zero=True)
+MXFP4 = Scheme("e2m1-g32-e8m0", WeightFormat.e2m1, 32, torch.float8_e8m0fnu)
+INT4_CHANNEL = Scheme("int4-channel", WeightFormat.int4)
+E4M3 = Scheme("e4m3-channel", WeightFormat.e4m3)
+E3M2 = Scheme("e3m2-channel", WeightFormat.e3m2)
+INT1, INT2, INT3 = (
+    Scheme(f"{name}-g128", WeightFormat[name], 128, torch.bfloat16) for name in ("int1", "int2", "int3")
+)
+
+ALL_TOKENS = (1, 3, 8, 16, 32, 64, 100, 128, 256, 512, 1024, 4096, 8192, 16384)
+TABLE_TOKENS = (1, 16, 64, 256, 1024, 4096, 8192)
+MODEL_TOKENS = (1, 3, 16, 64, 100, 256, 1024, 4096, 16384)
+RAGGED_TOKENS = (1, 3, 16, 100, 256, 1024)
+
+PAIRS = {
+    (INT4, "bf16"): ALL_TOKENS,
+    (MXFP4, "bf16"): ALL_TOKENS,
+    (MXFP4, "e4m3"): ALL_TOKENS,
+    (INT4_CHANNEL, "int8"): ALL_TOKENS,
+    (UINT4, "bf16"): TABLE_TOKENS,
+    (INT4, "int8"): TABLE_TOKENS,
+    (E4M3, "e4m3"): TABLE_TOKENS,
+    (E3M2, "bf16"): TABLE_TOKENS,
+    (INT3, "bf16"): TABLE_TOKENS,
+    (INT2, "bf16"): TABLE_TOKENS,
+    (INT1, "bf16"): TABLE_TOKENS,
+}
+
+# Matrices (n, k) of one expert, as tensor (TP) and expert (EP) parallelism cut them.
+MATRICES = {
+    "deepseek-v4-flash": {
+        "TP4 gate_up": (1024, 4096),
+        "TP4 down": (4096, 512),
+        "TP8 gate_up": (512, 4096),
+        "TP8 down": (4096, 256),
+        "EP4 gate_up": (4096, 4096),
+        "EP4 down": (4096, 2048),
+    },
+    "gpt-oss-120b": {
+        "TP1 gate_up": (5760, 2880),
+        "TP1 down": (2880, 2880),
+        "TP4 gate_up": (1440, 2880),
+        "TP4 down": (2880, 720),
+        "TP8 gate_up": (720, 2880),
+        "TP8 down": (2880, 360),
+    },
+    "qwen3-30b-a3b": {
+        "TP1 gate_up": (1536, 2048),
+        "TP1 down": (2048, 768),
+        "TP4 gate_up": (384, 2048),
+        "TP4 down": (2048, 192),
+    },
+    "ragged": {
+        "short rows": (4096, 80),
+        "rows of 4.5 groups": (4096, 288),
+        "few rows": (80, 4096),
+        "rows in 3 strips": (200, 4096),
+        "rows in 5 strips": (360, 4096),
+    },
+}
+
+
+def _dense(size: int) -> list[Case]:
+    return [
+        Case("dense", "square", size, size, scheme, activation, tokens)
+        for (scheme, activation), tokens in PAIRS.items()
+    ]
+
+
+def _of_model(
+    model: str, pairs: list[tuple[Scheme, str]], tokens: tuple[int, ...] = MODEL_TOKENS, *, has_bias: bool = False
+) -> list[Case]:
+    return [
+        Case(model, matrix, n, k, scheme, activation, tokens, has_bias)
+        for matrix, (n, k) in MATRICES[model].items()
+        for scheme, activation in pairs
+    ]
+
+
+PARTS: dict[str, list[Case]] = {
+    "dense8192": _dense(8192),
+    "dense4096": _dense(4096),
+    "deepseek": _of_model("deepseek-v4-flash", [(MXFP4, "bf16"), (MXFP4, "e4m3")]),
+    "gpt-oss": _of_model("gpt-oss-120b", [(MXFP4, "bf16"), (MXFP4, "e4m3")], has_bias=True),
+    "qwen3": _of_model("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "int8")]),
+    "ragged": _of_model(
+        "ragged",
+        [(INT4, "bf16"), (MXFP4, "bf16"), (MXFP4, "e4m3"), (INT4_CHANNEL, "int8")],
+        RAGGED_TOKENS,
+    ),
+    # Every pair once, small enough for a CPU: whether the benchmark itself works.
+    "smoke": [Case("smoke", "small", 256, 256, *pair, (1, 17), has_bias=pair[0] is INT4) for pair in PAIRS],
+}

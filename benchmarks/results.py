@@ -1,0 +1,167 @@
+"""Rows of results as JSON lines, the table of a part, and the gate that holds rows against targets.toml."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+Row = dict[str, Any]
+
+KEY = ("op", "model", "part", "n", "k", "experts", "tokens", "weight", "activation", "routing")
+NEVER_SLOWER = 0.98  # median ratio to the peer, over alternated runs
+TARGETS = Path(__file__).resolve().parent / "targets.toml"
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What a row measured; a file has one row per key."""
+    return tuple(row[name] for name in KEY)
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of a file, none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def merge(rows: Iterable[Row], row: Row) -> list[Row]:
+    """`rows` with `row` in the place of the one with its key."""
+    return [*(other for other in rows if key_of(other) != key_of(row)), row]
+
+
+def save(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows in the order of their keys. An interrupted write leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    ordered = sorted(rows, key=lambda row: tuple((value is not None, value) for value in key_of(row)))
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    os.replace(temporary, path)
+
+
+def measured(rows: Iterable[Row], key: Row, binary: str) -> list[Row]:
+    """The rows with these kernels and `key`, whatever its token count, that are not wrong; by token count."""
+    same = [row for row in rows if row["binary"] == binary and row.get("error") is None]
+    same = [row for row in same if key_of(row) == key_of({**key, "tokens": row["tokens"]})]
+    return sorted(same, key=lambda row: row["tokens"])
+
+
+HEAD = (
+    f"{'weight x activation':<22} {'n x k':>11} {'tokens':>6} {'us':>9} {'TFLOP/s':>8} {'GB/s':>6} {'floor':>6} "
+    f"{'peer us':>9} {'ratio':>5}"
+)
+
+
+def line(row: Row) -> str:
+    """A row of the table under HEAD; the floor is in percent of the time, 100 is as fast as can be."""
+    start = f"{row['weight'] + ' x ' + row['activation']:<22} {row['n']:>5}x{row['k']:<5} {row['tokens']:>6} "
+    if row.get("error") is not None:
+        return f"{start} WRONG: {row['error']}"
+    peer = f"{row['peer_us']:>9.2f} {row['ratio']:>5.2f}" if row["peer_us"] else f"{'-':>9} {'-':>5}"
+    return f"{start}{row['us']:>9.2f} {row['tflops']:>8.1f} {row['gbs']:>6.0f} {row['floor_percent']:>5.0f}% {peer}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One limit for one problem. `kind`: us (at most), tflops, of_library (at least), of_floor (see `limit_for`)."""
+
+    work: str
+    n: int
+    k: int
+    weight: str
+    activation: str
+    tokens: int
+    kind: str
+    limit: float
+    plus_us: float = 0.0
+
+    def fits(self, row: Row) -> bool:
+        """Whether the row measured this target's problem."""
+        names = ("n", "k", "weight", "activation", "tokens")
+        return row["op"] == "gemm" and all(row[name] == getattr(self, name) for name in names)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a target stands. `miss` is in percent of the limit, above 0 missed; None without a measurement."""
+
+    target: Target
+    limit: str
+    measured: str
+    miss: float | None
+
+    @property
+    def is_met(self) -> bool:
+        return self.miss is not None and self.miss <= 0
+
+    def __str__(self) -> str:
+        state = "met" if self.is_met else "no row" if self.miss is None else f"{self.miss:+.1f}%"
+        return f"{self.target.work:<40} {self.target.tokens:>6}  {self.limit:>22}  {self.measured:>12}  {state:>8}"
+
+
+_LIMITS = ("us", "tflops", "of_library", "of_floor")
+
+
+def load_targets(path: Path = TARGETS) -> tuple[str, list[Target]]:
+    """(the GPU, a target for each token count of each entry)."""
+    data = tomllib.loads(path.read_text())
+    targets = []
+    for entry in data["target"]:
+        (kind,) = (name for name in _LIMITS if name in entry)
+        limits = entry[kind] if isinstance(entry[kind], list) else [entry[kind]] * len(entry["tokens"])
+        for tokens, limit in zip(entry["tokens"], limits, strict=True):
+            problem = {name: entry[name] for name in ("work", "n", "k", "weight", "activation")}
+            targets.append(Target(**problem, tokens=tokens, kind=kind, limit=limit, plus_us=entry.get("plus_us", 0.0)))
+    return data["gpu"], targets
+
+
+def judge(target: Target, rows: Sequence[Row]) -> Verdict:
+    """Holds a target against the row that measured it. A wrong result and a missing reference are no measurement."""
+    row = next((row for row in rows if target.fits(row) and row.get("error") is None), None)
+    kind, limit = target.kind, target.limit
+    if kind in ("us", "of_floor"):
+        if row is not None and kind == "of_floor":
+            limit = max(limit * row["floor_us"], row["floor_us"] + target.plus_us)
+        text = f"<= {limit:.2f} us" if row is not None or kind == "us" else f"<= {limit} x floor"
+        if row is None:
+            return Verdict(target, text, "-", None)
+        return Verdict(target, text, f"{row['us']:.2f} us", 100 * (row["us"] / limit - 1))
+    field, unit = ("tflops", "TFLOP/s") if kind == "tflops" else ("library_ratio", "x library")
+    text = f">= {limit:g} {unit}"
+    value = None if row is None else row[field]
+    if value is None:
+        return Verdict(target, text, "-", None)
+    return Verdict(target, text, f"{value:.4g} {unit}", 100 * (limit / value - 1))
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the kernels that were measured last: what older ones reached proves nothing about them."""
+    if not rows:
+        return []
+    binary = max(rows, key=lambda row: row["time"])["binary"]
+    return [row for row in rows if row["binary"] == binary]
+
+
+def gate(rows: Sequence[Row], targets: Iterable[Target]) -> bool:
+    """Prints targets, wrong results and rows slower than the peer. Returns whether there is nothing to fix."""
+    current = newest(rows)
+    print(f"{len(current)} rows of the kernels measured last, {len(rows) - len(current)} of others do not count\n")
+    verdicts = [judge(target, current) for target in targets]
+    print(f"{'target':<40} {'tokens':>6}  {'limit':>22}  {'measured':>12}  {'miss':>8}")
+    for verdict in verdicts:
+        print(verdict)
+    wrong = [row for row in current if row.get("error") is not None]
+    compared = [row for row in current if row.get("ratio") is not None]
+    slower = [row for row in compared if row["ratio"] < NEVER_SLOWER]
+    unmet = sum(not verdict.is_met for verdict in verdicts)
+    print(f"\n{unmet} of {len(verdicts)} targets not met; {len(wrong)} wrong results;")
+    print(f"slower than the peer (ratio below {NEVER_SLOWER}): {len(slower)} of {len(compared)} rows")
+    for row in [*wrong, *slower]:
+        print(f"  {line(row)}")
+    return not (unmet or wrong or slower)

@@ -1,0 +1,86 @@
+"""Which kernel instance is the fastest for a shape: the tables in csrc/select/tuned, which selection reads."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from .gemm import GemmProblem, WrongResultError
+from .timing import IDLE_TOKENS, Timer, sample_in_turn
+
+_QUICK_REPLAYS = 5
+_NEAR = 1.2  # instances within this of the quickest are timed with care
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A row of the table: for this shape and token count `instance` was the fastest of those that can run."""
+
+    n: int
+    k: int
+    tokens: int
+    instance: str
+    us: float
+    commit: str
+
+
+def read(path: Path) -> list[Tuned]:
+    """The rows of a table, none if it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Tuned(int(row["n"]), int(row["k"]), int(row["tokens"]), row["instance"], float(row["us"]), row["commit"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def write(path: Path, rows: Iterable[Tuned]) -> None:
+    """Writes a table, sorted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(Tuned.__dataclass_fields__), lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.n, row.k, row.tokens, row.instance)))
+
+
+def replaces(new: Tuned, old: Tuned, runnable: Iterable[str]) -> bool:
+    """Whether a new row answers the old one's question: its shape, and an instance that was among the candidates."""
+    return (new.n, new.k, new.tokens) == (old.n, old.k, old.tokens) and old.instance in set(runnable)
+
+
+def retune(problem: GemmProblem, estimate_us: float, commit: str, report: Callable[[str], None]) -> Tuned:
+    """Times every instance that can run and returns the fastest. `report` is told how far the chosen one is from it.
+
+    Raises UnavailableError if this build does not list its instances, WrongResultError if none gives the right result.
+    """
+    plans = [plan for plan in problem.plans() if plan.rejection is None]
+    device = problem.matrix.device
+    timers: dict[str, Timer] = {}
+    for plan in plans:
+        calls = problem.instance_calls(plan.name)
+        try:
+            problem.verify(calls, repeats=1)
+        except WrongResultError as error:
+            report(f"  {plan.name} gives a wrong result: {error}")
+        else:
+            timers[plan.name] = Timer(calls, device, estimate_us)
+    if not timers:
+        raise WrongResultError(f"none of the {len(plans)} instances that can run gives the right result")
+    quick = {name: median(timer.sample(_QUICK_REPLAYS)) for name, timer in timers.items()}
+    near = {name: timers[name] for name, us in quick.items() if us <= _NEAR * min(quick.values())}
+    samples = sample_in_turn(near, 3, idle=problem.tokens >= IDLE_TOKENS)
+    times = {name: median(us for sample in rounds for us in sample) for name, rounds in samples.items()}
+    best = min(times, key=times.__getitem__)
+    chosen = next((plan.name for plan in plans if plan.chosen), None)
+    case = problem.matrix.case
+    text = f"{case} tokens={problem.tokens}: {best} {times[best]:.2f} us of {len(timers)}"
+    if chosen in quick and chosen != best:
+        text += f"; chosen was {chosen}, {100 * (times.get(chosen, quick[chosen]) / times[best] - 1):.1f}% slower"
+    elif chosen == best:
+        text += ", and chosen"
+    report(text)
+    return Tuned(case.n, case.k, problem.tokens, best, round(times[best], 3), commit)
