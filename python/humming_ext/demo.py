@@ -233,10 +233,10 @@ def main() -> int:
     print(f"\npacked    {len(lm.packed)} weights in {packed_bytes:,} bytes; as bf16 {bf16_bytes:,} bytes")
     for text in (plan, explain(lm.experts[0], torch.bfloat16)):
         print(f"plan      {text}")
-    for form in (plain, dense, mixture):
-        print(f"graph     {form.graph_row()}")
     print(f"question  {QUESTION}")
     print(f"answer    {dense.answer}")
+    for form in (plain, dense, mixture):
+        print(f"graph     {form.graph_row()}")
     failures = [failure for form in (plain, dense, mixture) if (failure := form.failure(plain))]
     for failure in failures:
         print(f"FAILED    {failure}")
