@@ -64,10 +64,10 @@ class Result:
         speed = f"{self.decoded.tokens_per_second:>12.1f}{graph}"
         return f"{self.name:<22}{self.rms:>16.4f}{self.agreement:>16.2f} %{speed}"
 
-    def graph_row(self) -> str:
-        """Whether the tokens are the same with a CUDA graph, or where they part."""
+    def graph_row(self) -> str | None:
+        """Whether the tokens are the same with a CUDA graph, or where they part; None if there was no graph."""
         if not self.graph:
-            return f"{self.name}: not decoded with a CUDA graph"
+            return None
         common = self.graph.common_tokens(self.decoded)
         if common == DECODE_TOKENS:
             return f"{self.name}: the same {common} tokens"
@@ -236,7 +236,8 @@ def main() -> int:
     print(f"question  {QUESTION}")
     print(f"answer    {dense.answer}")
     for form in (plain, dense, mixture):
-        print(f"graph     {form.graph_row()}")
+        if row := form.graph_row():
+            print(f"graph     {row}")
     failures = [failure for form in (plain, dense, mixture) if (failure := form.failure(plain))]
     for failure in failures:
         print(f"FAILED    {failure}")

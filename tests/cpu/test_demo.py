@@ -46,8 +46,9 @@ def test_forms_that_rounding_explains_pass() -> None:
     same, near = decoded([3] * DECODE_TOKENS, 0.15), decoded([3] * 5 + [4] * (DECODE_TOKENS - 5))
     for graph in (None, same, near):
         assert result(graph).failure(plain) is None
-    assert f"the same {DECODE_TOKENS} tokens" in result(same).graph_row()
-    assert "the first 5 tokens are the same" in result(near).graph_row()
+    assert f"the same {DECODE_TOKENS} tokens" in (result(same).graph_row() or "")
+    assert "the first 5 tokens are the same" in (result(near).graph_row() or "")
+    assert result(None).graph_row() is None
 
 
 def test_failures_name_the_form_and_the_figure() -> None:
