@@ -5,9 +5,10 @@
 #   make lint    formatters, linters, types, layering
 #   make wheel   the release wheel into dist/: preset `serving` and all archs unless HUMMING_PRESET, HUMMING_CUDA_ARCHS say
 #                otherwise
+#   make sanitize  memcheck and racecheck of the GPU tests that are marked for it (COMPUTE_SANITIZER: the program)
 #   make host    only build/host/_host*.so, the pytest view of the torch-free C++
 #
-# demo, test and lint build for this machine only: preset `ci`, the GPU's arch (90a if there is none).
+# demo, test, sanitize and lint build for this machine only: preset `ci`, the GPU's arch (90a if there is none).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,7 +29,12 @@ PIP_INSTALL := $(BIN)/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TOR
 PIP_WHEEL := $(BIN)/pip wheel -v . --no-build-isolation --no-deps
 SOURCES := $(shell find csrc cmake python -type f -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml README.md
 
-.PHONY: demo test lint wheel host install clean
+# Kernels of others are not checked. CUDA calls that fail are not findings: torch tries some that may.
+COMPUTE_SANITIZER ?= $(or $(shell command -v compute-sanitizer),$(or $(CUDA_HOME),/usr/local/cuda)/bin/compute-sanitizer)
+SANITIZE := $(COMPUTE_SANITIZER) --error-exitcode 1 --require-cuda-init no --report-api-errors no --kernel-name kns=humming
+SANITIZED := $(BIN)/python -m pytest -m sanitizer tests/gpu
+
+.PHONY: demo test lint sanitize wheel host install clean
 
 demo: install
 	$(BIN)/python -m humming_ext demo
@@ -44,6 +50,11 @@ wheel: $(VENV)/ready
 host: $(VENV)/ready
 	@$(BIN)/cmake -S . -B build/host -G Ninja -DHUMMING_HOST_ONLY=ON -DPython_EXECUTABLE=$(BIN)/python --log-level=WARNING
 	@$(BIN)/cmake --build build/host
+
+# Without the caching allocator every tensor is an allocation of its own, whose end memcheck knows.
+sanitize: install
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZE) --tool memcheck $(SANITIZED)
+	$(SANITIZE) --tool racecheck $(SANITIZED)
 
 lint: $(VENV)/installed $(VENV)/ready-ci
 	$(BIN)/ruff check .

@@ -296,7 +296,8 @@ def bits(values: torch.Tensor) -> np.ndarray:
 def assert_bits_equal(actual: torch.Tensor, expected: torch.Tensor, what: str = "result") -> None:
     """Same type, shape and bytes; names the first differing element."""
     assert actual.dtype == expected.dtype and actual.shape == expected.shape, (actual, expected)
-    if actual.numel() == 0:
+    actual, expected = actual.contiguous(), expected.contiguous().to(actual.device)
+    if actual.numel() == 0 or torch.equal(actual.view(-1).view(torch.uint8), expected.view(-1).view(torch.uint8)):
         return
     size = actual.element_size()
     differs = (bits(actual).reshape(-1, size) != bits(expected).reshape(-1, size)).any(axis=1)
@@ -311,30 +312,31 @@ def assert_bits_equal(actual: torch.Tensor, expected: torch.Tensor, what: str = 
 _MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}
 
 
-def assert_as_accurate(actual: torch.Tensor, exact: np.ndarray, plain: torch.Tensor, what: str = "result") -> None:
+def assert_as_accurate(
+    actual: torch.Tensor, exact: np.ndarray | torch.Tensor, plain: torch.Tensor, what: str = "result"
+) -> None:
     """The error against float64 is at most twice that of the plain low-precision `plain`, plus one rounding.
 
     Holds for the worst element and for the root mean square; elements that are NaN in `exact` must be NaN in `actual`.
     """
-    covered = ~np.isnan(exact)
-    assert np.array_equal(np.isnan(array(actual)), ~covered), f"{what}: wrong set of written elements"
-    if not covered.any():
+    exact = torch.as_tensor(exact, device=actual.device)
+    covered = ~exact.isnan()
+    assert torch.equal(actual.isnan(), ~covered), f"{what}: wrong set of written elements"
+    if not bool(covered.any()):
         return
     rounding = 2.0 ** -(_MANTISSA_BITS[actual.dtype] + 1)
-    error = np.where(covered, np.abs(array(actual) - exact), 0.0)
-    plain_error = np.abs(array(plain) - exact)[covered]
-    magnitude = np.abs(exact[covered])
-    worst = np.unravel_index(int(np.argmax(error)), error.shape)
+    error = torch.where(covered, (actual.double() - exact).abs(), 0.0)
+    plain_error = (plain.to(actual.device).double() - exact).abs()[covered]
+    magnitude = exact.abs()[covered]
+    worst = tuple(map(int, np.unravel_index(int(error.argmax()), tuple(error.shape))))
     bound = 2 * plain_error.max() + rounding * magnitude.max()
     assert error[worst] <= bound, (
-        f"{what}: worst error {error[worst]:.3e} at {tuple(map(int, worst))} ({array(actual)[worst]} instead of "
-        f"{exact[worst]}), allowed {bound:.3e}"
+        f"{what}: worst error {error[worst]:.3e} at {worst} ({actual[worst].item()} instead of {exact[worst].item()}), "
+        f"allowed {bound:.3e}"
     )
-    rms, rms_bound = (
-        float(np.sqrt(np.mean(error[covered] ** 2))),
-        2 * float(np.sqrt(np.mean(plain_error**2))) + rounding * float(np.sqrt(np.mean(magnitude**2))),
-    )
-    assert rms <= rms_bound, f"{what}: root mean square error {rms:.3e}, allowed {rms_bound:.3e}"
+    rms, plain_rms, size = (x.square().mean().sqrt() for x in (error[covered], plain_error, magnitude))
+    allowed = 2 * plain_rms + rounding * size
+    assert rms <= allowed, f"{what}: root mean square error {rms:.3e}, allowed {allowed:.3e}"
 
 
 def poison(x: torch.Tensor, rows: np.ndarray) -> None:
@@ -353,8 +355,8 @@ def guarded(
 
     `pitch` gives the rows of a 2-D tensor a stride; the bytes between the rows are guarded too.
     """
-    guard = 1024
     size = torch.empty((), dtype=dtype).element_size()
+    guard = max(1024, -(-16 * (pitch or 0) * size // 1024) * 1024)  # of rows with a pitch, 16
     strides = (pitch, 1) if pitch is not None else torch.empty(shape, device="meta").stride()
     last = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
     span = 0 if 0 in shape else 1 + last

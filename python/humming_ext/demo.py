@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,32 @@ from .checkpoints.gguf import Q4_1
 QUESTION = "What is photosynthesis?"
 MIN_TOKENS = 1024
 DECODE_TOKENS = 64
+WARM_UP_STEPS = 3  # before a graph is captured
 MAX_RMS_RATIO = 2.0  # logit error against that of torch bf16
 MAX_AGREEMENT_LOSS = 0.5  # points of top-1 agreement below torch bf16
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Greedy decoding: the scores [DECODE_TOKENS, vocabulary] whose largest are the tokens, and the speed."""
+
+    logits: Tensor
+    tokens_per_second: float
+
+    @property
+    def tokens(self) -> list[int]:
+        """The chosen tokens."""
+        return self.logits.argmax(1).tolist()
+
+    def common_tokens(self, other: "Decoded") -> int:
+        """How many tokens both have in common before the first that differs."""
+        pairs = zip(self.tokens, other.tokens, strict=True)
+        return next((i for i, (own, others) in enumerate(pairs) if own != others), len(self.tokens))
+
+    def rms_from(self, other: "Decoded") -> float:
+        """RMS of the logit differences where both had read the same tokens: up to the first choice that differs."""
+        same = slice(self.common_tokens(other) + 1)
+        return float((self.logits[same].float() - other.logits[same].float()).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
@@ -29,15 +54,32 @@ class Result:
     name: str
     rms: float  # of the logit differences
     agreement: float  # percent of positions with the same most likely token
-    tokens_per_second: float
+    decoded: Decoded
+    graph: Decoded | None  # the same with a CUDA graph
     answer: str
 
     def row(self) -> str:
         """The form's line in the printed table."""
-        return f"{self.name:<22}{self.rms:>16.4f}{self.agreement:>16.2f} %{self.tokens_per_second:>12.1f}"
+        graph = f"{self.graph.tokens_per_second:>12.1f}" if self.graph else f"{'-':>12}"
+        speed = f"{self.decoded.tokens_per_second:>12.1f}{graph}"
+        return f"{self.name:<22}{self.rms:>16.4f}{self.agreement:>16.2f} %{speed}"
+
+    def graph_row(self) -> str | None:
+        """Whether the tokens are the same with a CUDA graph, or where they part; None if there was no graph."""
+        if not self.graph:
+            return None
+        common = self.graph.common_tokens(self.decoded)
+        if common == DECODE_TOKENS:
+            return f"{self.name}: the same {common} tokens"
+        rms = self.graph.rms_from(self.decoded)
+        return f"{self.name}: the first {common} tokens are the same; logits up to the next are {rms:.4f} RMS apart"
 
     def failure(self, plain: "Result") -> str | None:
         """Why this form is worse than `plain` by more than rounding explains, or None."""
+        # The two caches take different attention kernels, so that rounding may decide between two tokens of nearly the
+        # same score. More than rounding must not.
+        if self.graph and not (rms := self.graph.rms_from(self.decoded)) <= MAX_RMS_RATIO * plain.rms:
+            return f"{self.name}: logits with a CUDA graph are {rms:.4f} RMS off, over {MAX_RMS_RATIO} x {plain.name}"
         if not self.rms <= MAX_RMS_RATIO * plain.rms:
             return f"{self.name}: logit RMS error {self.rms:.4f} is over {MAX_RMS_RATIO} times that of {plain.name}"
         if not self.agreement >= plain.agreement - MAX_AGREEMENT_LOSS:
@@ -76,16 +118,64 @@ def compare(model: torch.nn.Module, texts: list[Tensor], references: list[Tensor
 
 
 @torch.inference_mode()
-def decode(model: torch.nn.Module, prompt: Tensor) -> tuple[list[int], float]:
-    """Greedy decoding with a key-value cache. Returns DECODE_TOKENS tokens after the prompt, and tokens per second."""
+def decode(model: torch.nn.Module, prompt: Tensor) -> Decoded:
+    """Greedy decoding of the DECODE_TOKENS tokens after the prompt [1, tokens], with a growing key-value cache."""
     step = model(prompt, use_cache=True)
-    tokens = [int(step.logits[0, -1].argmax())]
+    logits = [step.logits[0, -1]]
+    token = int(logits[-1].argmax())
     start = time.perf_counter()
-    for _ in range(DECODE_TOKENS):
-        last = torch.tensor([tokens[-1:]], device=prompt.device)
+    while len(logits) < DECODE_TOKENS:
+        last = torch.tensor([[token]], device=prompt.device)
         step = model(last, past_key_values=step.past_key_values, use_cache=True)
-        tokens.append(int(step.logits[0, -1].argmax()))
-    return tokens[:DECODE_TOKENS], DECODE_TOKENS / (time.perf_counter() - start)
+        logits.append(step.logits[0, -1])
+        token = int(logits[-1].argmax())
+    return Decoded(torch.stack(logits), (DECODE_TOKENS - 1) / (time.perf_counter() - start))
+
+
+@torch.inference_mode()
+def decode_in_place(model: torch.nn.Module, prompt: Tensor, *, graph: bool) -> Decoded:
+    """As `decode`, with a key-value cache of fixed size: every step reads and writes the same memory.
+
+    graph: captures a step in a CUDA graph, after WARM_UP_STEPS steps, and replays it. The host waits for no step, and
+    only the replays are timed.
+    """
+    from transformers import StaticCache
+
+    config: Any = model.config
+    cache = StaticCache(config, max_cache_len=prompt.shape[1] + DECODE_TOKENS)  # counts its tokens on the device
+    scores = model(prompt, past_key_values=cache).logits[:, -1]
+    logits = scores.new_empty(DECODE_TOKENS, scores.shape[1])
+    token = prompt.new_empty(1, 1)
+    position = prompt.new_zeros(1)
+
+    def choose(scores: Tensor) -> None:
+        logits.index_copy_(0, position, scores)
+        token.copy_(scores.argmax(1, keepdim=True))
+        position.add_(1)
+
+    def step() -> None:
+        choose(model(token, past_key_values=cache).logits[:, -1])
+
+    choose(scores)
+    run = step
+    if graph:
+        stream = torch.cuda.Stream(prompt.device)
+        stream.wait_stream(torch.cuda.current_stream(prompt.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                step()
+        torch.cuda.current_stream(prompt.device).wait_stream(stream)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            step()
+        run = captured.replay
+    steps = DECODE_TOKENS - int(position)  # waits for the device, as does the next use
+    start = time.perf_counter()
+    for _ in range(steps):
+        run()
+    if int(position) != DECODE_TOKENS:
+        raise RuntimeError(f"{int(position)} tokens were decoded instead of {DECODE_TOKENS}")
+    return Decoded(logits, steps / (time.perf_counter() - start))
 
 
 def main() -> int:
@@ -115,24 +205,28 @@ def main() -> int:
     prompt = encode(str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)))
     references = [logits_of(lm.model, ids) for ids in texts]
 
-    def measure(name: str) -> Result:
+    def measure(name: str, *, graph: bool) -> Result:
         rms, agreement = compare(lm.model, texts, references)
-        tokens, speed = decode(lm.model, prompt.to(lm.model.device))
+        local_prompt = prompt.to(lm.model.device)
+        decoded = decode(lm.model, local_prompt)
+        replayed = decode_in_place(lm.model, local_prompt, graph=True) if graph else None
+        tokens = decoded.tokens
         end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else len(tokens)
-        result = Result(name, rms, agreement, speed, str(tokenizer.decode(tokens[:end])).strip())
+        answer = str(tokenizer.decode(tokens[:end])).strip()
+        result = Result(name, rms, agreement, decoded, replayed, answer)
         print(result.row(), flush=True)
         return result
 
     print(f"texts     {num_tokens} teacher-forced tokens, each form against float32 on the same weights\n")
-    print(f"{'form':<22}{'logit RMS error':>16}{'top-1 agreement':>18}{'tokens/s':>12}")
+    print(f"{'form':<22}{'logit RMS error':>16}{'top-1 agreement':>18}{'tokens/s':>12}{'with graph':>12}")
     lm.to_bf16()
-    plain = measure("torch bf16")
+    plain = measure("torch bf16", graph=device.type == "cuda")
     lm.to_packed(device)
-    dense = measure("humming dense")
+    dense = measure("humming dense", graph=device.type == "cuda")
     plan = explain(lm.packed[0], torch.bfloat16)
     lm.model.to(mixture_device)
     lm.to_experts(mixture_device)
-    mixture = measure(f"humming {NUM_EXPERTS} experts")
+    mixture = measure(f"humming {NUM_EXPERTS} experts", graph=False)
 
     packed_bytes = sum(weight.nbytes for weight in lm.packed)
     bf16_bytes = sum(2 * weight.shape.numel() for weight in lm.packed)
@@ -141,7 +235,10 @@ def main() -> int:
         print(f"plan      {text.splitlines()[0]}")
     print(f"question  {QUESTION}")
     print(f"answer    {dense.answer}")
-    failures = [failure for form in (dense, mixture) if (failure := form.failure(plain))]
+    for form in (plain, dense, mixture):
+        if row := form.graph_row():
+            print(f"graph     {row}")
+    failures = [failure for form in (plain, dense, mixture) if (failure := form.failure(plain))]
     for failure in failures:
         print(f"FAILED    {failure}")
     return 1 if failures else 0

@@ -1,178 +1,226 @@
-"""The dense product on the GPU: bit for bit where arithmetic is exact, else as accurate as torch in the operand's type.
-
-Cases are tried against every instance of the build: what this build has no instance for is skipped with its reason.
+"""The dense product on the GPU, every instance of the build by name: bit for bit where arithmetic is exact, else as
+accurate as torch in the operand's type. Problems and checks are those of tests/products.py, which the CPU passes too.
 """
 
-import itertools
-import json
+import re
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import cache
+from math import prod
 
 import humming_ext
-import numpy as np
+import products
 import pytest
 import torch
-from oracle.matmul import gemm
-from oracle.rounding import ROUND
-from support import (
-    TORCH,
-    Activations,
-    WeightCase,
-    assert_as_accurate,
-    assert_bits_equal,
-    guarded,
-    operand_rounded,
-    tensor,
-)
+from humming_ext._explain import instance_plans
+from products import NATIVE, PAIRS, Problem, Run, case_of, make_problem
+from support import TORCH, WeightCase
 
 ops = torch.ops.humming
 
-NATIVE = {"bf16": "bf16", "fp16": "fp16", "e4m3": "e4m3", "s8": "int8"}
-# Format, operand, scale type, group, zero: one for every kind of arithmetic; the build's preset says which run.
-PAIRS = [
-    *(("int4", operand, "bf16", 128, "none") for operand in ("bf16", "fp16", "e4m3", "s8")),
-    *(("int4", "bf16", scale, 32, "none") for scale in ("bf16", "fp16")),
-    *(("uint4", operand, "fp16", group, "integer") for operand in ("bf16", "fp16") for group in (32, 64, 128)),
-    ("uint4", "bf16", "fp16", 32, "floating"),
-    *((name, "bf16", "bf16", 128, "none") for name in ("int2", "int3", "int8")),
-    *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "fp16", "e4m3")),
-    ("e2m1", "bf16", "e4m3", 16, "none"),
-    *((name, operand, "none", 0, "none") for name in ("e4m3", "e3m2", "int8") for operand in ("bf16", "fp16")),
-    *((name, "e4m3", "none", 0, "none") for name in ("int2", "int3", "int4", "e2m1", "e3m2", "e4m3")),
-    *((name, "s8", "none", 0, "none") for name in ("int2", "int3", "int4", "int8")),
-    *(("uint4", operand, "none", 0, "integer") for operand in ("e4m3", "s8")),
-]
-SHAPES = [(200, 80), (360, 192), (200, 288), (360, 360), (80, 720), (256, 1024)]
-LARGE = (1440, 2880)
-TOKENS = (1, 3, 8, 16, 17, 64, 65, 100, 256, 300)
+REFUSES_SCALARS = "aligned 16-bit rows only"  # tiles of many tokens
+MAX_STAGES = 8
 
 
-def case_of(pair: tuple, n: int, k: int, **fields: object) -> WeightCase:
-    """The weight of a pair; skips the test if this build has no instance for it."""
-    name, operand, scale, group, zero = pair
-    case = WeightCase(name, operand, scale, group, zero, n=n, k=k, **fields)
-    plan = humming_ext.explain(case.desc, TORCH[NATIVE[operand]], 1, cuda=True)
-    if "no instance" in plan:
-        pytest.skip(plan)
-    return case
+def extent(instance: str, column: str) -> int:
+    """The value of a column of the manifest, from the instance's name; 1 if the family has no such column."""
+    found = re.search(rf"_{column}(\d+)", instance)
+    return int(found[1]) if found else 1
 
 
-def token_scale(operand: str) -> str:
-    return "none" if operand in ("bf16", "fp16") else "token"
+def stage_columns(instance: str) -> int:
+    """Columns of K that one stage of a cluster's pipelines holds."""
+    shares = 4 if "_mma_sync" in instance else 1  # of a warpgroup: every warp has records of its own
+    return 128 * shares * prod(extent(instance, column) for column in ("split_k", "cluster_k", "k_tiles"))
 
 
-def gpu_gemm(
-    case: WeightCase,
-    x: Activations,
-    scale2: np.ndarray | None = None,
-    bias: torch.Tensor | None = None,
-    **kwargs: object,
-) -> torch.Tensor:
-    """The product on the GPU, on weights packed there."""
-    weights = case.make()
-    packed, row_scale, _ = ops.prepack(*weights.prepack_args("cuda"))
-    factor = row_scale.cpu().numpy() if row_scale.numel() else None
-    if scale2 is not None:
-        factor = scale2 if factor is None else scale2 * factor
-    second = None if factor is None else torch.from_numpy(np.asarray(factor, np.float32)).cuda()
-    x_scale = None if x.x_scale is None else x.x_scale.cuda()
-    return ops.gemm(x.x.cuda(), x_scale, packed, second, None if bias is None else bias.cuda(), case.desc, **kwargs)
+@cache
+def plans(pair: tuple) -> dict[str, str | None]:
+    """Every instance of the build, and why it cannot take a pair, if so."""
+    desc = case_of(pair, 256, 512).desc
+    found = instance_plans(desc, TORCH[NATIVE[pair[1]]], 1, cuda=True)
+    return {plan.name: plan.rejection for plan in found}
+
+
+def runnable(pairs: list[tuple]) -> list:
+    """A parameter for every pair and every instance that takes it."""
+    return [
+        pytest.param(pair, name, id=f"{'-'.join(map(str, pair))}-{name}")
+        for pair in pairs
+        for name, rejection in plans(pair).items()
+        if rejection is None
+    ]
+
+
+def forced(instance: str) -> Run:
+    """What runs a problem with the named instance."""
+
+    def run(problem: Problem, out: torch.Tensor) -> None:
+        ops.gemm.instance(*problem.args, instance=instance, out=out, workspace=problem.workspace())
+
+    return run
+
+
+every_instance = pytest.mark.parametrize(("pair", "instance"), runnable(PAIRS))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_identity_returns_the_weights(pair: tuple) -> None:
-    """Power-of-two scales: the dequantised weight has no rounding in any operand, so it comes back bit for bit."""
-    case = case_of(pair, 136, 208, power_of_two_scales=True)
-    if pair[4] == "floating":
-        pytest.skip("an offset plus a scaled code is rounded to the operand")
-    kind = NATIVE[case.operand]
-    x = Activations.make(np.random.default_rng(0), kind, case.k, case.k, token_scale(case.operand))
-    x.x = torch.eye(case.k).to(TORCH[kind])
-    if x.x_scale is not None:
-        x.x_scale = torch.ones(case.k)
-    out = gpu_gemm(case, x, out_dtype=torch.float32).cpu()
-    assert_bits_equal(out.T.contiguous(), torch.from_numpy(case.make().decoded()) + 0.0)
+def test_a_pair_has_an_instance(pair: tuple) -> None:
+    reasons = plans(pair)
+    if None not in reasons.values():
+        pytest.skip(f"no instance of {len(reasons)} takes it: {sorted(set(filter(None, reasons.values())))}")
 
 
-def products(pair: tuple) -> Iterator[tuple[WeightCase, int]]:
-    """Every shape with some token counts and every token count with some shapes; the large one twice."""
-    for turn, ((n, k), m) in enumerate(itertools.product(SHAPES, TOKENS)):
-        if (turn + len(pair[0])) % 3 == 0:
-            yield case_of(pair, n, k), m
-    for m in (17, 256):
-        yield case_of(pair, *LARGE), m
+@every_instance
+def test_identity_returns_the_weights(pair: tuple, instance: str) -> None:
+    products.check_identity(forced(instance), pair, "cuda")
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_random_products_are_as_accurate_as_torch(pair: tuple) -> None:
-    for case, m in products(pair):
-        weights = case.make()
-        rng = weights.rng
-        x = Activations.make(rng, NATIVE[case.operand], m, case.k, token_scale(case.operand))
-        values = weights.values()
-        unit = 1 / (np.sqrt(case.k) * (values.std() + 1e-9) * (x.values.std() + 1e-9))
-        scale2 = ROUND["fp32"](rng.uniform(0.5, 1, case.n) * unit)
-        bias = ROUND["bf16"](rng.standard_normal(case.n))
-        out = gpu_gemm(case, x, scale2, tensor(bias, "bf16"), out_dtype=torch.bfloat16)
-        plain = torch.from_numpy(x.values).float() @ torch.from_numpy(operand_rounded(values, case.operand)).float().T
-        plain = (plain * torch.from_numpy(scale2).float() + torch.from_numpy(bias).float()).bfloat16()
-        exact = gemm(x.values, weights.values(scale2), bias=bias)
-        assert_as_accurate(out.cpu(), exact, plain, f"{case} m={m}")
+@every_instance
+def test_small_integers_give_exact_sums(pair: tuple, instance: str) -> None:
+    tokens = extent(instance, "tokens")
+    for n, k in [(200, 360), (72, 720)]:
+        for m in (1, tokens - 1, tokens + 1):
+            products.check_integers(forced(instance), pair, n, k, m, "cuda")
 
 
-@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("pair", [PAIRS[0], ("e2m1", "e4m3", "e8m0", 32, "none")], ids=str)
-@pytest.mark.parametrize("m", [1, 33, 200])
-def test_outputs_of_every_type_and_alignment(pair: tuple, m: int, out_dtype: torch.dtype) -> None:
-    """fp32 rows, odd widths and odd strides are written in full and nothing beside them."""
-    for n in (200, 203):
-        case = case_of(pair, n, 256)
-        x = Activations.make(np.random.default_rng(1), NATIVE[case.operand], m, case.k, token_scale(case.operand))
-        packed, row_scale, _ = ops.prepack(*case.make().prepack_args("cuda"))
-        second = row_scale / 4096 if row_scale.numel() else None  # sums of e4m3 values would pass fp16
-        x_scale = None if x.x_scale is None else x.x_scale.cuda()
-        args = (x.x.cuda(), x_scale, packed, second, None, case.desc)
-        expected = ops.gemm(*(a.cpu() if isinstance(a, torch.Tensor) else a for a in args), out_dtype=torch.float32)
-        for pitch in (n, n + 5):
-            with guarded((m, n), out_dtype, "cuda", pitch=pitch) as out:
-                ops.gemm.out(*args, out=out, workspace=out.new_empty(0, dtype=torch.uint8))
-                got = out.float().cpu()
-            error = (got - expected).norm() / expected.norm()
-            assert error < 6e-3, (n, pitch, float(error))
+def random_problems(pair: tuple, instance: str) -> Iterator[Problem]:
+    """Token counts around the tile; rows that fill no tile; columns with half tails and with masked ends, in one stage,
+    in some, and in more than there are."""
+    tokens = extent(instance, "tokens")
+    wrap = (MAX_STAGES + 1) * stage_columns(instance) + 80
+    for n, k in [(200, 80), (72, 192), (360, 360), (136, 720), (136, wrap)]:
+        problem = make_problem(case_of(pair, n, k), 320, "cuda")
+        for turn, m in enumerate((1, tokens - 1, tokens, tokens + 1, 300)):
+            yield problem.rows(m, pitched=turn % 2 == 0)
+    yield make_problem(case_of(pair, 208, 288, gate_up=True), 320, "cuda").rows(tokens + 1, pitched=True)
 
 
-@pytest.mark.parametrize("m", [1, 16, 64, 300])
-def test_gate_up_rows_come_back_in_logical_order(m: int) -> None:
-    case = replace(case_of(PAIRS[0], 208, 256), gate_up=True, row_order="gate_up")
-    x = Activations.make(np.random.default_rng(2), "bf16", m, case.k)
-    values = case.make().values()
-    plain = torch.from_numpy(x.values).float() @ torch.from_numpy(operand_rounded(values, case.operand)).float().T
-    out = gpu_gemm(case, x, out_dtype=torch.bfloat16)
-    assert_as_accurate(out.cpu(), gemm(x.values, values), plain.bfloat16(), str(case))
+@every_instance
+def test_random_products_are_as_accurate_as_torch(pair: tuple, instance: str) -> None:
+    for problem in random_problems(pair, instance):
+        products.check_random(forced(instance), problem)
 
 
-@pytest.mark.parametrize("pair", [PAIRS[0], ("e2m1", "e4m3", "e8m0", 32, "none")], ids=str)
-@pytest.mark.parametrize("m", [1, 16, 64, 256])
-def test_hundred_runs_and_graph_replays_give_the_same_bits(pair: tuple, m: int) -> None:
-    case = case_of(pair, 1024, 2048)
-    x = Activations.make(np.random.default_rng(3), NATIVE[case.operand], m, case.k, token_scale(case.operand))
-    packed, row_scale, _ = ops.prepack(*case.make().prepack_args("cuda"))
-    x_scale = None if x.x_scale is None else x.x_scale.cuda()
-    args = (x.x.cuda(), x_scale, packed, row_scale if row_scale.numel() else None, None, case.desc)
-    first = ops.gemm(*args)
-    out = torch.full_like(first, float("nan"))
-    workspace = out.new_empty(0, dtype=torch.uint8)
+@every_instance
+def test_outputs_of_every_type_and_alignment(pair: tuple, instance: str) -> None:
+    """The same number in every type; fp32 rows, odd widths and odd pitches only from tiles of few tokens."""
+    run, m = forced(instance), extent(instance, "tokens") + 1
+    problem = make_problem(case_of(pair, 200, 192), 320, "cuda").rows(m, pitched=True)
+    odd = make_problem(case_of(pair, 203, 192), 320, "cuda").rows(m, pitched=True)
+    usual = products.product(run, problem)
+    for dtype, pitch in products.output_types(scalar=False):
+        products.assert_one_number_rounded(products.product(run, problem, dtype, pitch=pitch), usual, f"pitch {pitch}")
+    for dtype, pitch in products.output_types(scalar=True):
+        if extent(instance, "tokens") <= 64:
+            got = products.product(run, problem, dtype, pitch=pitch)
+            products.assert_one_number_rounded(got, usual, f"pitch {pitch}")
+        else:
+            with pytest.raises(RuntimeError, match=REFUSES_SCALARS):
+                products.product(run, problem, dtype, pitch=pitch)
+    if extent(instance, "tokens") <= 64:
+        products.check_random(run, odd)
+
+
+SIZES = {"larger than the GPU": (3080, 256, 6), "smaller than the GPU": (200, 720, 1)}  # n, k, token tiles
+
+
+@pytest.mark.parametrize("size", SIZES)
+@every_instance
+def test_hundred_runs_replays_and_another_stream_give_the_same_bits(pair: tuple, instance: str, size: str) -> None:
+    n, k, tiles = SIZES[size]
+    m = tiles * extent(instance, "tokens") + 1 if tiles > 1 else extent(instance, "tokens") - 1
+    problem = make_problem(case_of(pair, n, k), m, "cuda")
+    products.check_random(forced(instance), problem)
+    out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+    workspace = problem.workspace()
+    differing = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    def run() -> None:
+        ops.gemm.instance(*problem.args, instance=instance, out=out, workspace=workspace)
+
+    def compare() -> None:
+        differing.add_((out.view(torch.int16) != first.view(torch.int16)).sum())
+        out.fill_(float("nan"))
+
+    run()
+    first = out.clone()
+    out.fill_(float("nan"))
+    for _ in range(100):
+        run()
+        compare()
+    assert differing.item() == 0
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(100):
+            run()
+            compare()
+    stream.synchronize()
+    assert differing.item() == 0, "on another stream"
+
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(4):  # one after the other: each may start before the last has ended
-            ops.gemm.out(*args, out=out, workspace=workspace)
+            run()
     for _ in range(25):
-        out.fill_(float("nan"))
         graph.replay()
-        torch.cuda.synchronize()
-        assert_bits_equal(out.cpu(), first.cpu())
+        compare()
+    assert differing.item() == 0, "in a graph"
+
+
+@cache
+def with_token_groups(pair: tuple) -> tuple[Problem, dict[str, str]]:
+    """A problem with x scales per token and 128 columns; instances that refuse it, with their reasons."""
+    problem = make_problem(case_of(pair, 200, 360), 300, "cuda", x_group=128)
+    refusals = {}
+    out = torch.empty(problem.exact.shape, dtype=torch.bfloat16, device="cuda")
+    for name in plans(pair):
+        try:
+            forced(name)(problem, out)
+        except RuntimeError as error:
+            if name not in str(error):  # no refusal but a failure
+                raise
+            refusals[name] = str(error).partition(name)[2].partition(";")[0].strip()
+    return problem, refusals
+
+
+TOKEN_GROUP_PAIRS = [pair for pair in PAIRS if pair[1] in ("e4m3", "s8")]
+
+
+@pytest.mark.parametrize("pair", TOKEN_GROUP_PAIRS, ids=str)
+def test_scales_per_token_and_group(pair: tuple) -> None:
+    problem, refusals = with_token_groups(pair)
+    names = [name for name in plans(pair) if name not in refusals]
+    if not names:
+        pytest.skip(f"no instance of {len(refusals)} takes it: {sorted(set(refusals.values()))}")
+    for name in names:
+        for m in (1, extent(name, "tokens") + 1, 300):
+            products.check_random(forced(name), problem.rows(min(m, 300), pitched=m > 1))
+
+
+def test_every_instance_is_tested() -> None:
+    major = torch.cuda.get_device_capability()[0]
+    built = {
+        entry["name"]
+        for entry in humming_ext.build_info()["instances"]
+        if entry["name"].startswith("gemm_") and entry["arch"] // 10 == major
+    }
+    tested = {parameter.values[1] for parameter in runnable(PAIRS)}
+    for pair in TOKEN_GROUP_PAIRS:
+        tested |= set(plans(pair)) - set(with_token_groups(pair)[1])
+    assert built <= tested, f"add a pair to products.py for {sorted(built - tested)}"
+
+
+def test_an_instance_that_does_not_fit_says_why() -> None:
+    problem = make_problem(case_of(PAIRS[0], 72, 80), 320, "cuda")
+    out = torch.empty(problem.exact.shape, dtype=torch.bfloat16, device="cuda")
+    for name, rejection in plans(PAIRS[0]).items():
+        if rejection is not None:
+            with pytest.raises(RuntimeError, match=f"{name}.*{re.escape(rejection)}"):
+                forced(name)(problem, out)
+    with pytest.raises(RuntimeError, match="gemm_of_nobody"):
+        forced("gemm_of_nobody")(problem, out)
 
 
 def test_what_has_no_instance_is_refused_instance_by_instance() -> None:
@@ -188,6 +236,18 @@ def test_what_has_no_instance_is_refused_instance_by_instance() -> None:
     assert ops.gemm(x[:0], None, packed, None, None, case.desc).shape == (0, 64)
 
 
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_the_functional_form_chooses_an_instance(pair: tuple) -> None:
+    """Any number of tokens, on a model's shape and on one whose rows of x are copied first."""
+    if None not in plans(pair).values():
+        pytest.skip("no instance takes it")
+    for n, k in [(1440, 2880), (200, 360)]:
+        problem = make_problem(case_of(pair, n, k), 320, "cuda")
+        for m in (1, 3, 8, 17, 64, 100, 256, 300):
+            part = problem.rows(m, pitched=False)
+            products.check_random(lambda given, out: out.copy_(ops.gemm(*given.args, out_dtype=out.dtype)), part)
+
+
 def test_the_build_lists_its_products() -> None:
-    names = {entry["name"] for entry in json.loads(ops.build_info())["instances"]}
+    names = {entry["name"] for entry in humming_ext.build_info()["instances"]}
     assert any(name.startswith("gemm_sm90_") for name in names) == ("90a" in humming_ext.build_info()["cuda_archs"])

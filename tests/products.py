@@ -1,0 +1,282 @@
+"""Products to hold kernels against: data made on the device, exact results in float64 there.
+
+Written from the definitions with the oracle's value tables. `run` everywhere is a function (problem, out) that writes
+the product into out; it decides what computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from oracle.formats import FORMATS, finite_codes, value_table
+from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded, rebase_window
+
+NATIVE = {"bf16": "bf16", "fp16": "fp16", "e4m3": "e4m3", "s8": "int8"}  # x of each operand
+SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
+
+# Format, operand, scale type, group, zero: every arithmetic that a dense instance has or is meant to get.
+PAIRS = [
+    *(("int4", operand, "bf16", 128, "none") for operand in ("bf16", "fp16", "e4m3", "s8")),
+    *(("int4", operand, "fp32", 128, "none") for operand in ("bf16", "e4m3", "s8")),
+    *(("int4", "bf16", scale, 32, "none") for scale in ("bf16", "fp16")),
+    *(("uint4", operand, "fp16", group, "integer") for operand in ("bf16", "fp16") for group in (32, 64, 128)),
+    ("uint4", "bf16", "fp16", 32, "floating"),
+    *((name, "bf16", "bf16", 128, "none") for name in ("int2", "int3", "int8")),
+    *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "fp16", "e4m3")),
+    ("e2m1", "bf16", "e4m3", 16, "none"),
+    *((name, operand, "none", 0, "none") for name in ("e4m3", "e3m2", "int8") for operand in ("bf16", "fp16")),
+    *((name, "e4m3", "none", 0, "none") for name in ("int2", "int3", "int4", "e2m1", "e3m2", "e4m3")),
+    *((name, "s8", "none", 0, "none") for name in ("int2", "int3", "int4", "int8")),
+    *(("uint4", operand, "none", 0, "integer") for operand in ("e4m3", "s8")),
+]
+
+
+def case_of(pair: tuple, n: int, k: int, *, gate_up: bool = False) -> WeightCase:
+    """The weight of a pair."""
+    return WeightCase(*pair, n=n, k=k, gate_up=gate_up, row_order="gate_up" if gate_up else "plain")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight as `prepack` takes it, and its values in float64 [n, k]."""
+
+    case: WeightCase
+    codes: torch.Tensor
+    scale: torch.Tensor | None
+    zero: torch.Tensor | None
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arguments of gemm, and what they stand for: `exact` in float64; `plain` is what torch makes of x and of weights
+    rounded to the operand, summed in fp32 and rounded to 16 bits."""
+
+    case: WeightCase
+    x: torch.Tensor
+    x_scale: torch.Tensor | None
+    packed: torch.Tensor
+    scale2: torch.Tensor | None
+    bias: torch.Tensor | None
+    exact: torch.Tensor  # [rows, n]
+    plain: torch.Tensor
+
+    @property
+    def args(self) -> tuple:
+        """The positional arguments of the ops."""
+        return self.x, self.x_scale, self.packed, self.scale2, self.bias, self.case.desc
+
+    def workspace(self) -> torch.Tensor:
+        """Room for a copy of x with a pitch of 128 bytes, full of NaN."""
+        pitch = -(-self.x.shape[1] * self.x.element_size() // 128) * 128
+        return torch.full((self.x.shape[0] * pitch,), 0xFF, dtype=torch.uint8, device=self.x.device)
+
+    def rows(self, m: int, *, pitched: bool) -> Problem:
+        """The first m rows. x is a view into NaN (integers: large numbers): rows follow it and, if `pitched`, columns.
+
+        Rows that are not pitched begin where they begin, which need not be a multiple of 16 bytes.
+        """
+        k, size = self.x.shape[1], self.x.element_size()
+        pitch = (-(-k * size // 128) + 1) * 128 // size if pitched else k
+        surroundings = torch.full(((m + 300) * pitch * size,), 0xFF, dtype=torch.uint8, device=self.x.device)
+        if self.x.dtype == torch.int8:
+            surroundings.fill_(0x7F)
+        x = surroundings.view(self.x.dtype).view(-1, pitch)[:m, :k]
+        x.copy_(self.x[:m])
+        x_scale = None if self.x_scale is None else self.x_scale[:m].contiguous()
+        return Problem(
+            self.case, x, x_scale, self.packed, self.scale2, self.bias, self.exact[:m].contiguous(), self.plain[:m]
+        )
+
+
+Run = Callable[[Problem, torch.Tensor], None]
+
+
+class Maker:
+    """Random tensors of one seed on a device."""
+
+    def __init__(self, device: str, *seed: int) -> None:
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(hash(seed) & 0xFFFFFFFF)
+
+    def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        """float64, low <= value < high."""
+        return torch.randint(low, high, shape, generator=self.generator, device=self.device).double()
+
+    def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
+        """float32."""
+        return low + (high - low) * torch.rand(shape, generator=self.generator, device=self.device)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """float32."""
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def codes(self, case: WeightCase, *, simple: bool) -> torch.Tensor:
+        """uint8 [n, k]. simple: of floats only quarters up to 8, whose sums stay exact."""
+        legal = torch.from_numpy(finite_codes(case.fmt).copy())
+        if simple and FORMATS[case.fmt].kind == "float":
+            values = torch.from_numpy(value_table(case.fmt).copy())[legal.long()]
+            legal = legal[(values * 4 == (values * 4).round()) & (values.abs() <= 8)]
+        return legal.to(self.device)[self.integers(0, len(legal), case.n, case.k).long()]
+
+    def scale(self, case: WeightCase, *, simple: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scales as prepack takes them, their values in float64): [n, groups]. simple: powers of two."""
+        shape = (case.n, -(-case.k // case.group))
+        if case.scale == "e8m0":
+            spread = min(rebase_window(case), 2 if simple else 8)
+            codes = self.integers(118, 128, case.n, 1) + self.integers(0, spread + 1, *shape)
+            return codes.to(torch.uint8).view(TORCH["e8m0"]), power_of_two(codes - 127)
+        if simple:
+            scale = power_of_two(self.integers(-2, 3, *shape)).to(TORCH[case.scale])
+        elif case.scale == "e4m3":
+            scale = self.integers(0x20, 0x48, *shape).to(torch.uint8).view(TORCH["e4m3"])
+        else:
+            scale = self.uniform(0.25, 2, *shape).to(TORCH[case.scale])
+        return scale, scale.double()
+
+    def weight(self, case: WeightCase, *, simple: bool, all_codes: bool = False) -> Weight:
+        """Codes, scales and zero points (or offsets). all_codes: simple but for the codes."""
+        n, k = case.n, case.k
+        codes = self.codes(case, simple=simple and not all_codes)
+        values = torch.from_numpy(value_table(case.fmt).copy()).to(self.device)[codes.long()]
+        scale = zero = None
+        if case.zero == "integer":
+            groups = -(-k // case.group) if case.group else 1
+            zero = self.integers(0, min(2 ** FORMATS[case.fmt].bits, 255) + 1, n, groups).to(torch.uint8)
+            values = values - columns(zero, k, case.group)
+        if case.scale != "none":
+            scale, scale_values = self.scale(case, simple=simple)
+            values = values * columns(scale_values, k, case.group)
+            if case.zero == "floating":
+                offset = (
+                    self.integers(-32, 33, *scale.shape) * scale_values if simple else 4 * self.normal(*scale.shape)
+                )
+                zero = offset.to(scale.dtype)
+                values = values + columns(zero, k, case.group)
+        return Weight(case, codes, scale, zero, values)
+
+    def x(self, kind: str, rows: int, k: int, *, simple: bool) -> torch.Tensor:
+        """[rows, k] of a kind. simple: small integers; an fp8 tensor core keeps fewer bits of a sum than fp32 has."""
+        if simple:
+            limit = 1 if kind == "e4m3" else 3
+            return self.integers(-limit, limit + 1, rows, k).to(TORCH[kind])
+        if kind == "int8":
+            return self.integers(-128, 128, rows, k).to(torch.int8)
+        return (self.normal(rows, k) * (20 if kind == "e4m3" else 1)).to(TORCH[kind])
+
+
+def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+    """float64, exact on every device: the exponent's bits."""
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
+def columns(groups: torch.Tensor, k: int, group: int) -> torch.Tensor:
+    """float64 [rows, k] of one entry per `group` columns; group 0: one for all."""
+    index = torch.arange(k, device=groups.device) // group if group else torch.zeros(k, dtype=torch.long)
+    return groups.double()[:, index.to(groups.device)]
+
+
+def operand_rounded(values: torch.Tensor, operand: str) -> torch.Tensor:
+    """The one rounding of the weight that a 16-bit operand may take, without its limits of range."""
+    if operand not in ("bf16", "fp16"):
+        return values
+    mantissa, exponent = torch.frexp(values)
+    unit = 2.0 ** SIGNIFICANT_BITS[TORCH[operand]]
+    return (mantissa * unit).round() / unit * power_of_two(exponent)
+
+
+@lru_cache(maxsize=32)
+def make_problem(
+    case: WeightCase, rows: int, device: str, *, simple: bool = False, x_group: int = 0, identity: bool = False
+) -> Problem:
+    """A random product with an epilogue: bias, scale2 per channel and, for 8-bit x, scales per token (and x_group).
+
+    simple: every sum and the result before its last rounding are exact in fp32. identity: x is one, with no epilogue,
+    and the weights are simple.
+    """
+    simple = simple or identity
+    make = Maker(device, rows, simple, x_group, *case.desc)
+    n, k = case.n, case.k
+    weight = make.weight(case, simple=simple, all_codes=identity)
+    packed, row_scale, stats = torch.ops.humming.prepack(
+        weight.codes, 8, weight.scale, weight.zero, case.desc, case.row_order
+    )
+    assert stats.tolist() == [0, 0]
+
+    kind = NATIVE[case.operand]
+    x = torch.eye(k, device=device).to(TORCH[kind]) if identity else make.x(kind, rows, k, simple=simple)
+    x_values, x_scale, scale2, bias = x.double(), None, None, None
+    if kind in ("e4m3", "int8"):
+        shape = (len(x), -(-k // x_group) if x_group else 1)
+        x_scale = power_of_two(make.integers(-2, 3, *shape)).float() if simple else make.uniform(0.25, 2, *shape)
+        x_scale = torch.ones_like(x_scale) if identity else x_scale
+        x_values = x_values * columns(x_scale, k, x_group)
+    exact = x_values @ weight.values.T
+    plain = x_values.float() @ operand_rounded(weight.values, case.operand).float().T
+    if not identity:
+        # Random sums are brought to about one, so that no output type overflows.
+        unit = 1 / float(exact.square().mean().sqrt() + 1e-9)
+        scale2 = power_of_two(make.integers(-1, 2, n)).float() if simple else make.uniform(0.5, 1, n) * unit
+        bias = (make.integers(-8, 9, n) if simple else make.normal(n)).bfloat16()
+        exact = exact * scale2.double() + bias.double()
+        plain = plain * scale2 + bias.float()
+    if case.rebased:
+        scale2 = row_scale if scale2 is None else scale2 * row_scale  # powers of two
+    plain = plain.half() if case.operand == "fp16" else plain.bfloat16()
+    if device == "cuda":
+        torch.cuda.synchronize()  # a product may fetch weights before the kernel ahead of it has ended
+    return Problem(case, x, x_scale, packed, scale2, bias, exact, plain)
+
+
+def product(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 0) -> torch.Tensor:
+    """The result, written into NaN (rows `pitch` elements further apart than they need) and nowhere else."""
+    m, n = problem.exact.shape
+    with guarded((m, n), dtype, problem.x.device.type, pitch=n + pitch) as out:
+        run(problem, out)
+        return out.clone()
+
+
+def check_identity(run: Run, pair: tuple, device: str) -> None:
+    """Power-of-two scales: the dequantised weight has no rounding in any operand, so it comes back bit for bit."""
+    problem = make_problem(case_of(pair, 136, 208), 208, device, identity=True).rows(208, pitched=True)
+    expected = problem.exact.bfloat16()
+    assert torch.equal(expected.double(), problem.exact), "the case itself is not exact"
+    assert_bits_equal(product(run, problem, pitch=8), expected + 0.0, str(problem.case))
+
+
+def check_integers(run: Run, pair: tuple, n: int, k: int, m: int, device: str) -> None:
+    """Sums of small integers are exact, and so is all but the last rounding."""
+    problem = make_problem(case_of(pair, n, k), 320, device, simple=True).rows(m, pitched=True)
+    assert torch.equal(problem.exact.float().double(), problem.exact), "the case itself is not exact"
+    assert_bits_equal(product(run, problem, pitch=8), problem.exact.bfloat16() + 0.0, f"{problem.case} m={m}")
+
+
+def check_random(run: Run, problem: Problem) -> None:
+    """As accurate as torch in the operand's type."""
+    what = f"{problem.case} m={len(problem.x)}"
+    assert_as_accurate(product(run, problem, pitch=8), problem.exact, problem.plain, what)
+
+
+def assert_one_number_rounded(actual: torch.Tensor, other: torch.Tensor, what: str) -> None:
+    """Both are roundings of one number to nearest, each to its own type."""
+    pair = (actual, other)
+    bound = sum(value.double().abs() * 2.0 ** -SIGNIFICANT_BITS[value.dtype] for value in pair) + 2.0**-25  # subnormals
+    error = (actual.double() - other.double()).abs() / bound
+    worst = int(error.nan_to_num(torch.inf).argmax())
+    row, column = divmod(worst, actual.shape[1])
+    assert bool((error <= 1).all()), (
+        f"{what}: {actual[row, column].item()} in {actual.dtype} at {(row, column)}, {other[row, column].item()} in "
+        f"{other.dtype}"
+    )
+
+
+def output_types(*, scalar: bool) -> Iterator[tuple[torch.dtype, int]]:
+    """Output types and what is added to the pitch. scalar: those that have no aligned 16-bit rows."""
+    if not scalar:
+        yield from ((dtype, pitch) for dtype in (torch.bfloat16, torch.float16) for pitch in (0, 8))
+    else:
+        yield from ((torch.float32, pitch) for pitch in (0, 5))
+        yield from ((dtype, 5) for dtype in (torch.bfloat16, torch.float16))
