@@ -95,6 +95,9 @@ HUMMING_DEVICE void mma_m16n8k16_f16(float* d, const uint32_t (&a)[4], uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// No instruction: the compiler cannot know the value before this point, nor what follows from it.
+HUMMING_DEVICE void forget(int& value) { asm volatile("" : "+r"(value)); }
+
 // The thread's index, read once: the compiler would read the special register again in every loop that uses it.
 HUMMING_DEVICE int thread_index() {
   int index;

@@ -320,6 +320,11 @@ struct Sm90Gemm {
     if constexpr (!kAccumulatorScale) {
       ptx::wgmma_wait_group<0>();
       if (pending != 0) release(pending, c.lane);
+      if constexpr (kOperand == Operand::s8) {
+        // Else the zeros of a work item without records make two sets of registers: sums, and sums converted to float.
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) ptx::forget(c.acc[0][i]);
+      }
     }
   }
 

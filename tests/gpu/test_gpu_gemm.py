@@ -5,7 +5,6 @@ accurate as torch in the operand's type. Problems and checks are those of tests/
 import re
 from collections.abc import Iterator
 from functools import cache
-from math import prod
 
 import humming_ext
 import products
@@ -18,7 +17,7 @@ from support import TORCH, WeightCase
 ops = torch.ops.humming
 
 REFUSES_SCALARS = "aligned 16-bit rows only"  # tiles of many tokens
-MAX_STAGES = 8
+MAX_STAGES = 16
 
 
 def extent(instance: str, column: str) -> int:
@@ -28,9 +27,8 @@ def extent(instance: str, column: str) -> int:
 
 
 def stage_columns(instance: str) -> int:
-    """Columns of K that one stage of a cluster's pipelines holds."""
-    shares = 4 if "_mma_sync" in instance else 1  # of a warpgroup: every warp has records of its own
-    return 128 * shares * prod(extent(instance, column) for column in ("split_k", "cluster_k", "k_tiles"))
+    """Columns of K that one stage of the pipelines of a cluster holds."""
+    return 128 * max(extent(instance, "mma_patches"), 1) * extent(instance, "k_tiles") * extent(instance, "cluster_k")
 
 
 @cache

@@ -32,7 +32,7 @@ def one_of_each() -> list:
 @pytest.mark.parametrize(("pair", "instance"), one_of_each())
 def test_product(pair: tuple, instance: str) -> None:
     """Two tiles each way, the last nearly empty; more stages than a ring has, then a half tail with masked columns."""
-    n = 64 * extent(instance, "row_groups") * extent(instance, "multicast") + 8
+    n = 64 * extent(instance, "row_groups") + 8
     k = MAX_STAGES * stage_columns(instance) + 48
     problem = make_problem(case_of(pair, n, k), extent(instance, "tokens") + 1, "cuda")
     out = torch.full(problem.exact.shape, float("nan"), dtype=torch.bfloat16, device="cuda")
