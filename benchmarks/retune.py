@@ -83,4 +83,6 @@ def retune(problem: GemmProblem, estimate_us: float, commit: str, report: Callab
     elif chosen == best:
         text += ", and chosen"
     report(text)
+    for name, us in sorted(times.items(), key=lambda item: item[1])[1:]:
+        report(f"  {us:.2f} us {name}")
     return Tuned(case.n, case.k, problem.tokens, best, round(times[best], 3), commit)

@@ -18,6 +18,15 @@ namespace humming {
 
 namespace gemm_sm90 {
 
+// Registers of a thread once producers have given theirs to consumers; a warpgroup of producers and all consumers have
+// 64 Ki together.
+struct Registers {
+  int producer, consumer;
+};
+constexpr Registers registers_of(int consumer_groups) {
+  return consumer_groups == 2 ? Registers{40, 232} : consumer_groups == 3 ? Registers{32, 160} : Registers{32, 120};
+}
+
 // Parameters come through a cache that a kernel finds empty: read the epilogue's while there is time.
 template <class T>
 __device__ void touch(const T& params) {
@@ -106,7 +115,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   auto work = work_of_tile(first_tile);
 
   if (group == kConsumers) {
-    if constexpr (kTile.moves_registers()) ptx::set_max_registers_down<kConsumers == 2 ? 40 : 32>();
+    if constexpr (kTile.moves_registers()) ptx::set_max_registers_down<registers_of(kConsumers).producer>();
     if (warp == 4 * kConsumers && ptx::elect_one()) {
       Gemm::produce(m, &map, ring, work, m.early_stages);
 #pragma unroll 1
@@ -119,7 +128,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     }
     __syncwarp();
   } else {
-    if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<kConsumers == 2 ? 232 : 160>();
+    if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<registers_of(kConsumers).consumer>();
     typename Gemm::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
