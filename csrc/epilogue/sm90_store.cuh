@@ -95,8 +95,8 @@ __device__ void store_partial(const T* sums, float* plane, int row_pitch, int ro
   }
 }
 
-// Where K was split, what the epilogue needs of a tile, in shared memory: loaded while the first stage is on its way, so
-// that nothing is waited for at the end.
+// Where K was split, what the epilogue needs of a tile, in shared memory: loaded while the first stage is on its way,
+// so that nothing is waited for at the end.
 struct EpilogueTable {
   float* scale;        // [rows], times the unit
   float* bias;         // [rows]

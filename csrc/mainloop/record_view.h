@@ -11,8 +11,8 @@ enum class ScaleMode : int { none, operand, accumulator, folded };
 // Storage of the group scales as far as a kernel is compiled for it; half is bf16 or fp16, told apart at run time.
 enum class ScaleStorage : int { none, half, fp32, e8m0, e4m3 };
 
-// Whether an instance for groups of `group` serves coarser ones too, with repeated loads. Group scales in half precision
-// alone come in sizes between 16 and 128.
+// Whether an instance for groups of `group` serves coarser ones too, with repeated loads. Group scales in half
+// precision alone come in sizes between 16 and 128.
 constexpr bool serves_coarser(ScaleStorage storage, int group) { return storage == ScaleStorage::half && group < 128; }
 
 struct RecordView {

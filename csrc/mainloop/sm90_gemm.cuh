@@ -8,7 +8,8 @@
 //            while the asynchronous MMAs of the last one run
 //            D: acc[4 * j + r] is channel g + 8 * (r / 2), token 8 * j + 2 * t + r % 2
 //
-// Barriers of stage s: full (the producer's arrive with its byte count), empty (lane 0 of every warp that has the stage).
+// Barriers of stage s: full (the producer's arrive with its byte count), empty (lane 0 of every warp that has the
+// stage).
 #pragma once
 
 #include "mainloop/ptx.h"
@@ -26,13 +27,13 @@ struct Sm90Gemm {
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK, Config::kTokens,
+    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK,  Config::kTokens,
             Config::kKTiles,    k16 ? 2 : 1,     Config::kMmaPatches};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
   using MmaType = std::conditional_t<kOperand == Operand::s8, int, float>;
-  static constexpr int kSums = tile().tokens / 2;            // accumulators of a thread and 16 rows
+  static constexpr int kSums = tile().tokens / 2;  // accumulators of a thread and 16 rows
   static constexpr bool kMmaSync = tile().mma_patches > 0;
   static constexpr int kPatches = kMmaSync ? tile().mma_patches : 1;  // of 16 rows that a warp has
 
@@ -180,7 +181,9 @@ struct Sm90Gemm {
 
   // ---- consumers ----
 
+  // What the lanes of a warp read is behind the arrival of one of them only where they meet before it.
   __device__ static void release(uint32_t empty, int lane) {
+    __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(empty);
   }
 
@@ -342,7 +345,9 @@ struct Sm90Gemm {
   static constexpr int kScaleQuarters = kAccumulatorScale ? Weights::kGroup / 32 : kQuarters;  // between two scalings
   static constexpr int kScales = kQuarters / kScaleQuarters;                                   // of a record
   // Whether codes go in with their centre still on them (dequant.h): sum((raw - centre) * x) = sum(raw * x) - centre *
-  // sum(x), where a product with ones gives the sums of the tokens, once for all patches.
+  // sum(x), where a product with ones gives the sums of the tokens, once for all patches. Raw sums are up to (2^m +
+  // 2^bits) / 2^(bits-1) times as large as those of the numbers, 18 for int4 and bf16, and lose as much of fp32's
+  // precision.
   static constexpr bool kCentred = kAccumulatorScale && Weights::kHasCentre;
   using TokenSums = float[kScales][kCentred ? kSums : 1];
 
@@ -459,10 +464,7 @@ struct Sm90Gemm {
             multiply_quarters<0>(p.view, weights, rows, tokens, token_sums, c.acc[patch], odd[patch], c.total[patch]);
           }
         },
-        [&](uint32_t empty) {
-          __syncwarp();
-          release(empty, c.lane);
-        });
+        [&](uint32_t empty) { release(empty, c.lane); });
     if constexpr (!kAccumulatorScale) {
 #pragma unroll
       for (int patch = 0; patch < kPatches; ++patch) {

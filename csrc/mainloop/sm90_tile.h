@@ -28,7 +28,9 @@ struct Sm90Tile {
 
   constexpr int rows() const { return kStripRows * row_groups; }
   constexpr int consumer_groups() const { return row_groups * split_k; }
-  constexpr int stage_shares() const { return mma_patches > 0 ? mma_patches : 1; }  // parts of a stage, each with sums of its own
+  constexpr int stage_shares() const {
+    return mma_patches > 0 ? mma_patches : 1;
+  }  // parts of a stage, each with sums of its own
   constexpr int shares() const { return split_k * stage_shares(); }
   constexpr int stage_tiles() const { return stage_shares() * k_tiles; }
   constexpr bool reduces() const { return shares() * cluster_k > 1; }
@@ -45,8 +47,8 @@ struct Sm90Tile {
   // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
   static constexpr int kReductionPad = 4;
   constexpr int reduction_bytes() const { return reduces() ? shares() * tokens * (rows() + kReductionPad) * 4 : 0; }
-  // Behind the stages: what the epilogue keeps. Where K is split, a scale and a bias per row and a scale per token; else
-  // staging for 16-bit outputs, one 16-token x 48-byte buffer per warp. Then two barriers a stage.
+  // Behind the stages: what the epilogue keeps. Where K is split, a scale and a bias per row and a scale per token;
+  // else staging for 16-bit outputs, one 16-token x 48-byte buffer per warp. Then two barriers a stage.
   static constexpr int kStagingRowBytes = 48;
   static constexpr int kStagingTokens = 16;
   constexpr int epilogue_bytes() const {

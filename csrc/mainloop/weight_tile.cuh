@@ -181,7 +181,10 @@ struct WeightTile {
 
   uint32_t words[2][kBits];
   weight_tile::RowData<weight_tile::bytes_of(Config::kScaleStorage), 2 * kGroups, kExact> scales;
-  weight_tile::RowData<kZeroPoint ? 1 : kOffset ? weight_tile::bytes_of(Config::kScaleStorage) : 0, 2 * kGroups, kExact>
+  weight_tile::RowData<kZeroPoint ? 1
+                       : kOffset  ? weight_tile::bytes_of(Config::kScaleStorage)
+                                  : 0,
+                       2 * kGroups, kExact>
       zeros;
 
   __device__ __forceinline__ void load(const RecordView& view, const uint8_t* record, int warp, int lane) {
@@ -223,7 +226,8 @@ struct WeightTile {
         if constexpr (kOffset) {
           // scale * (code - centre) + (offset + centre * scale): the centred form rounds a small offset instead of a
           // large one that cancels.
-          const float offset = weight_tile::scale_from_bits<Config::kScaleStorage>(zeros[zero_index], view.scale_is_bf16);
+          const float offset =
+              weight_tile::scale_from_bits<Config::kScaleStorage>(zeros[zero_index], view.scale_is_bf16);
           result.offset = to_operand(__fmaf_rn(factor, static_cast<float>(kCentre), offset));
         }
       }

@@ -62,7 +62,8 @@ struct Grid {
 
 Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const Sm90Tile tile = tile_of(c);
-  const int64_t clusters = (p.desc.num_strips() + tile.row_groups - 1) / tile.row_groups * ((p.rows + tile.tokens - 1) / tile.tokens);
+  const int64_t clusters =
+      (p.desc.num_strips() + tile.row_groups - 1) / tile.row_groups * ((p.rows + tile.tokens - 1) / tile.tokens);
   const int64_t resident = device.num_sms * c.ctas / tile.cluster_k;
   return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster_k)};
 }
@@ -125,7 +126,8 @@ const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, co
   }
   if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
   if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
-  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < std::max(2, c.split_k)) return "does not fit into shared memory";
+  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < std::max(2, c.split_k))
+    return "does not fit into shared memory";
   return nullptr;
 }
 
