@@ -29,11 +29,11 @@ constexpr Registers registers_of(int consumer_groups) {
 
 // Parameters come through a cache that a kernel finds empty: read the epilogue's while there is time.
 template <class T>
-__device__ void touch(const T& params) {
+__device__ void fetch_parameters(const T& params) {
   constexpr int kLine = 64;
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(T)); i += kLine) {
-    asm volatile("" ::"r"(*reinterpret_cast<const uint32_t*>(reinterpret_cast<const uint8_t*>(&params) + i)));
+    ptx::use(*reinterpret_cast<const uint32_t*>(reinterpret_cast<const uint8_t*>(&params) + i));
   }
 }
 
@@ -137,7 +137,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       table.load_rows(p.epilogue, kUnit, work.row_tile * kTile.rows(), kTile.rows(), thread, 128 * kConsumers);
       if (m.dependent_launch) ptx::wait_for_dependencies();
       table.load_tokens(p.epilogue, work.token_tile * kTile.tokens, tokens_of(work), thread, 128 * kConsumers);
-      touch(p.epilogue);
+      fetch_parameters(p.epilogue);
 
       Gemm::consume(m, ring, work, group, consumer);
       // All warps are done with the stages, which the partial sums overwrite.

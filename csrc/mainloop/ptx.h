@@ -95,6 +95,8 @@ HUMMING_DEVICE void mma_m16n8k16_f16(float* d, const uint32_t (&a)[4], uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// No instruction: the value must be in a register here.
+HUMMING_DEVICE void use(uint32_t value) { asm volatile("" ::"r"(value)); }
 // No instruction: the compiler cannot know the value before this point, nor what follows from it.
 HUMMING_DEVICE void forget(int& value) { asm volatile("" : "+r"(value)); }
 
