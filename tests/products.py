@@ -21,6 +21,8 @@ SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
 PAIRS = [
     *(("int4", operand, "bf16", 128, "none") for operand in ("bf16", "fp16", "e4m3", "s8")),
     *(("int4", operand, "fp32", 128, "none") for operand in ("bf16", "e4m3", "s8")),
+    *(("e4m3", operand, "fp32", 128, "none") for operand in ("bf16", "e4m3")),
+    ("int8", "s8", "fp32", 128, "none"),
     *(("int4", "bf16", scale, 32, "none") for scale in ("bf16", "fp16")),
     *(("uint4", operand, "fp16", group, "integer") for operand in ("bf16", "fp16") for group in (32, 64, 128)),
     ("uint4", "bf16", "fp16", 32, "floating"),

@@ -74,6 +74,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   extern __shared__ __align__(1024) uint8_t shared[];
   const Sm90MainloopParams& m = p.mainloop;
   uint8_t* weights = shared + m.stages * kTile.token_stage_bytes();
+  uint8_t* scales = weights + m.stages * kTile.weight_stage_bytes(m.record_bytes);
   const int area = max(m.stages * kTile.stage_bytes(m.record_bytes), kTile.reduction_bytes());
   uint8_t* epilogue = shared + area;
   const uint32_t barriers = ptx::shared_address(epilogue + kTile.epilogue_bytes());
@@ -89,7 +90,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   if (warp == 4 * kConsumers) {
     if (ptx::elect_one()) {
       for (int i = 0; i < m.stages; ++i) {
-        ptx::mbarrier_init(barriers + 8 * i, 1);
+        ptx::mbarrier_init(barriers + 8 * i, Gemm::kFullArrivals);
         ptx::mbarrier_init(barriers + 8 * (m.stages + i), 4 * kTile.row_groups);
       }
       ptx::fence_mbarrier_init();
@@ -101,7 +102,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     ptx::named_barrier_sync<1, kTile.threads()>();
   }
 
-  typename Gemm::Ring ring{m, shared, weights, barriers};
+  typename Gemm::Ring ring{m, shared, weights, scales, barriers};
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   const int token_tiles = (m.tokens + kTile.tokens - 1) / kTile.tokens;
   const int num_tiles = row_tiles * token_tiles;
@@ -125,6 +126,13 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       // Late: where two CTAs fit on a multiprocessor, CTAs of the next grid would take the place of this one's. And
       // after the wait in produce(), so that a grid never overlaps the one before its predecessor.
       if (m.dependent_launch) ptx::launch_dependents();
+    }
+    if (Config::kTokenGroups && warp == 4 * kConsumers + 1) {
+      if (m.dependent_launch) ptx::wait_for_dependencies();
+#pragma unroll 1
+      for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
+        Gemm::produce_scales(m, ring, work_of_tile(tile), lane);
+      }
     }
     __syncwarp();
   } else {

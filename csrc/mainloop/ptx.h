@@ -55,6 +55,14 @@ HUMMING_DEVICE void tensor_copy(uint32_t destination, const CUtensorMap* map, in
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
       : "memory");
 }
+// 4 bytes, of which the first `size` come from memory and the others are zero.
+HUMMING_DEVICE void async_copy_4(uint32_t destination, const void* source, int size) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(destination), "l"(source), "r"(size) : "memory");
+}
+// Arrives once this thread's async_copy_4 calls so far are complete.
+HUMMING_DEVICE void mbarrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 // Orders this thread's shared-memory stores before later accesses of the copy engine and of wgmma.
 HUMMING_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 HUMMING_DEVICE void prefetch_tensor_map(const CUtensorMap* map) {

@@ -4,12 +4,13 @@
 //   global   packed [strip][record], tokens [M][K]
 //   shared   stage s: tokens [record of the stage][block][token][128 bytes], 128-byte swizzle
 //                     weights [row group][record of the stage][record_bytes]
+//                     where tokens have groups, their scales [record of the stage][token]
 //   register A: WeightTile, 64 rows x 64 columns at a time, double buffered so that the next half is dequantised
 //            while the asynchronous MMAs of the last one run
 //            D: acc[4 * j + r] is channel g + 8 * (r / 2), token 8 * j + 2 * t + r % 2
 //
-// Barriers of stage s: full (the producer's arrive with its byte count), empty (lane 0 of every warp that has the
-// stage).
+// Barriers of stage s: full (the producer's arrive with its byte count, and all lanes of the warp that brings scales),
+// empty (lane 0 of every warp that has the stage).
 #pragma once
 
 #include "mainloop/ptx.h"
@@ -27,17 +28,20 @@ struct Sm90Gemm {
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK,  Config::kTokens,
-            Config::kKTiles,    k16 ? 2 : 1,     Config::kMmaPatches};
+    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK,   Config::kTokens,
+            Config::kKTiles,    k16 ? 2 : 1,     Config::kMmaPatches, Config::kTokenGroups};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
+  // Whether the sums of a record, or of its groups, join a total in fp32.
+  static constexpr bool kPromoted = kAccumulatorScale || Config::kTokenGroups;
   using MmaType = std::conditional_t<kOperand == Operand::s8, int, float>;
   static constexpr int kSums = tile().tokens / 2;  // accumulators of a thread and 16 rows
   static constexpr bool kMmaSync = tile().mma_patches > 0;
   static constexpr int kPatches = kMmaSync ? tile().mma_patches : 1;  // of 16 rows that a warp has
 
   static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
+  static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
   static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
 
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
@@ -53,6 +57,7 @@ struct Sm90Gemm {
     const Sm90MainloopParams& p;
     uint8_t* tokens;
     uint8_t* weights;
+    uint8_t* scales;
     uint32_t barriers;
     int stage = 0;
     uint32_t phase = 0;
@@ -61,6 +66,9 @@ struct Sm90Gemm {
     __device__ uint32_t empty() const { return barriers + 8 * (p.stages + stage); }
     __device__ uint8_t* stage_tokens() const { return tokens + stage * tile().token_stage_bytes(); }
     __device__ uint8_t* stage_weights() const { return weights + stage * tile().weight_stage_bytes(p.record_bytes); }
+    __device__ float* stage_scales() const {
+      return reinterpret_cast<float*>(scales + stage * tile().scale_stage_bytes());
+    }
     __device__ void next(int steps = 1) {  // at most `stages` steps
       stage += steps;
       if (stage >= p.stages) {
@@ -69,6 +77,8 @@ struct Sm90Gemm {
       }
     }
   };
+
+  static constexpr int kFullArrivals = Config::kTokenGroups ? 1 + 32 : 1;
 
   // ---- producer: one lane ----
 
@@ -92,24 +102,31 @@ struct Sm90Gemm {
     }
   }
 
-  // The half tail record, at record `index` of the stage: its codes, and its scales where a full record has them.
+  // The half tail record lies at record `index` of the stage, where a full one would: its codes, and its scales.
+  __device__ static uint8_t* tail_place(const Sm90MainloopParams& p, const Ring& ring, int group, int index) {
+    return ring.stage_weights() + (group * tile().stage_tiles() + index) * p.record_bytes;
+  }
   __device__ static void copy_tail(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int index) {
     const uint8_t* from = source.weights + index * p.record_bytes;
 #pragma unroll 1
     for (int group = 0; group < source.strips; ++group, from += p.strip_bytes) {
-      uint8_t* to = ring.stage_weights() + (group * tile().stage_tiles() + index) * p.record_bytes;
-      if constexpr (kClearTail) {
-        uint4* codes = reinterpret_cast<uint4*>(to + p.tail_codes_bytes);
-#pragma unroll 1
-        for (int i = 0; i < p.tail_codes_bytes / 16; ++i) codes[i] = make_uint4(0, 0, 0, 0);
-        ptx::fence_proxy_async();  // a later bulk copy overwrites these stores
-      }
-      ptx::bulk_copy(ptx::shared_address(to), from, p.tail_codes_bytes, ring.full());
+      const uint32_t to = ptx::shared_address(tail_place(p, ring, group, index));
+      ptx::bulk_copy(to, from, p.tail_codes_bytes, ring.full());
       if (p.tail_scale_bytes > 0) {
-        ptx::bulk_copy(ptx::shared_address(to + p.view.scale_offset), from + p.tail_codes_bytes, p.tail_scale_bytes,
-                       ring.full());
+        ptx::bulk_copy(to + p.view.scale_offset, from + p.tail_codes_bytes, p.tail_scale_bytes, ring.full());
       }
     }
+  }
+  // Zeros where its second half would be. Before the stage's arrival, which publishes them.
+  __device__ static void clear_tail(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int index) {
+    ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
+#pragma unroll 1
+    for (int group = 0; group < source.strips; ++group) {
+      uint4* codes = reinterpret_cast<uint4*>(tail_place(p, ring, group, index) + p.tail_codes_bytes);
+#pragma unroll 1
+      for (int i = 0; i < p.tail_codes_bytes / 16; ++i) codes[i] = make_uint4(0, 0, 0, 0);
+    }
+    ptx::fence_proxy_async();  // a later bulk copy overwrites these stores
   }
 
   // Tokens of a whole stage. One copy brings all blocks where K is a multiple of a block, else one copy a block, so
@@ -171,11 +188,32 @@ struct Sm90Gemm {
     const int rest = records - full_stages * kStageTiles;
     if (rest + tail > 0) {
       const int bytes = rest * p.record_bytes;
+      if (kClearTail && tail) clear_tail(p, ring, source, rest);
       begin_stage(bytes + (tail ? p.tail_codes_bytes + p.tail_scale_bytes : 0));
       if (rest > 0) copy_weights(p, ring, source, bytes);
       if (tail) copy_tail(p, ring, source, rest);
       copy_tokens(p, map, ring, source);
       ring.next();
+    }
+  }
+
+  // A warp of its own brings the tokens' scales of one work item, strided as they lie: zeros for what is no token.
+  __device__ static void produce_scales(const Sm90MainloopParams& p, Ring& ring, const Work& work, int lane) {
+    const int first = work.token_tile * tile().tokens;
+    const int tokens = min(tile().tokens, p.tokens - first);
+    const float* scales = p.token_scales + first * p.token_scale_stride;
+#pragma unroll 1
+    for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles(), ring.next()) {
+      ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
+      const uint32_t to = ptx::shared_address(ring.stage_scales());
+#pragma unroll 1
+      for (int i = lane; i < tile().stage_tiles() * tile().tokens; i += 32) {
+        const int token = i % tile().tokens;
+        const int record = k + i / tile().tokens;
+        const bool exists = token < tokens && record < work.k_end;
+        ptx::async_copy_4(to + 4 * i, scales + (exists ? token * p.token_scale_stride + record : 0), exists ? 4 : 0);
+      }
+      ptx::mbarrier_arrive_after_copies(ring.full());
     }
   }
 
@@ -202,7 +240,7 @@ struct Sm90Gemm {
     int warp;  // of the warpgroup
     int lane;
     MmaType acc[kPatches][kSums];
-    float total[kPatches][kAccumulatorScale ? kSums : 1];
+    float total[kPatches][kPromoted ? kSums : 1];
   };
 
   // Which share of a stage a warp has, and the first of its patches.
@@ -213,22 +251,27 @@ struct Sm90Gemm {
 
   // The finished sums of a thread, of one of its 16-row patches.
   __device__ static auto& sums(Consumer& c, int patch) {
-    if constexpr (kAccumulatorScale)
+    if constexpr (kPromoted)
       return c.total[patch];
     else
       return c.acc[patch];
+  }
+
+  // Reads what the rows of a new group of columns have, if one may begin at kColumn of the record.
+  template <int kColumn>
+  __device__ static void begin_group(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2]) {
+    if constexpr (Weights::begins_group(kColumn)) {
+      const int group = Weights::group_of(view, kColumn);
+      rows[0] = weights.row(view, 0, group);
+      rows[1] = weights.row(view, 1, group);
+    }
   }
 
   template <int kHalf, int kStep>
   __device__ static void fragments(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2],
                                    uint32_t (&fragment)[Weights::kSteps][4]) {
     if constexpr (kStep < Weights::kSteps) {
-      constexpr int kColumn = kHalf * kHalfK + kStep * Weights::kStepK;
-      if constexpr (Weights::begins_group(kColumn)) {
-        const int group = Weights::group_of(view, kColumn);
-        rows[0] = weights.row(view, 0, group);
-        rows[1] = weights.row(view, 1, group);
-      }
+      begin_group<kHalf * kHalfK + kStep * Weights::kStepK>(view, weights, rows);
       weights.template fragment<kHalf, kStep, false>(rows, fragment[kStep]);
       fragments<kHalf, kStep + 1>(view, weights, rows, fragment);
     }
@@ -258,17 +301,28 @@ struct Sm90Gemm {
     uint32_t fragment[2][Weights::kSteps][4];
     weights.load(p.view, records + record * p.record_bytes, c.warp, c.lane);
     const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_tile_bytes());
-    multiply_half<0>(p.view, weights, rows, fragment, tokens, !kAccumulatorScale, c);
+    multiply_half<0>(p.view, weights, rows, fragment, tokens, !kPromoted, c);
     ptx::wgmma_wait_group<1>();
     if (pending != 0) release(pending, c.lane);
     pending = 0;
     multiply_half<1>(p.view, weights, rows, fragment, tokens, true, c);
-    if constexpr (kAccumulatorScale) {
-      const float scale[2] = {weights.scale(p.view, 0, 0), weights.scale(p.view, 1, 0)};
+    if constexpr (kPromoted) {
+      float scale[2] = {1, 1};
+      if constexpr (kAccumulatorScale) {
+        scale[0] = weights.scale(p.view, 0, 0);
+        scale[1] = weights.scale(p.view, 1, 0);
+      }
+      const float* token_scales = ring.stage_scales() + record * tile().tokens + c.lane % 4 * 2;
       ptx::wgmma_wait_group<0>();
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) {
-        c.total[0][i] = fmaf(static_cast<float>(c.acc[0][i]), scale[i / 2 % 2], c.total[0][i]);
+      for (int j = 0; j < kSums / 4; ++j) {
+        float2 token_scale = {1, 1};
+        if constexpr (Config::kTokenGroups) token_scale = *reinterpret_cast<const float2*>(token_scales + 8 * j);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float factor = scale[i / 2] * (i % 2 == 0 ? token_scale.x : token_scale.y);
+          c.total[0][4 * j + i] = fmaf(static_cast<float>(c.acc[0][4 * j + i]), factor, c.total[0][4 * j + i]);
+        }
       }
     } else {
       ptx::wgmma_wait_group<1>();
@@ -308,19 +362,19 @@ struct Sm90Gemm {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
       c.acc[0][i] = 0;
-      if constexpr (kAccumulatorScale) c.total[0][i] = 0;
+      if constexpr (kPromoted) c.total[0][i] = 0;
     }
     for_each_record(
         ring, work, group, 0,
         [&](const uint8_t* records, int record) { multiply_wgmma(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
-          if constexpr (kAccumulatorScale) {
+          if constexpr (kPromoted) {
             release(empty, c.lane);
           } else {
             pending = empty;
           }
         });
-    if constexpr (!kAccumulatorScale) {
+    if constexpr (!kPromoted) {
       ptx::wgmma_wait_group<0>();
       if (pending != 0) release(pending, c.lane);
       if constexpr (kOperand == Operand::s8) {
@@ -411,15 +465,6 @@ struct Sm90Gemm {
           mma(sum + 4 * j, ones, b[2], b[3]);
         }
       }
-    }
-  }
-
-  template <int kColumn>
-  __device__ static void begin_group(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2]) {
-    if constexpr (Weights::begins_group(kColumn)) {
-      const int group = Weights::group_of(view, kColumn);
-      rows[0] = weights.row(view, 0, group);
-      rows[1] = weights.row(view, 1, group);
     }
   }
 

@@ -17,7 +17,9 @@ struct Sm90MainloopParams {
   int tail_codes_bytes;  // of the half tail record: its two areas
   int tail_scale_bytes;
   RecordView view;
-  int64_t k;  // columns of x
+  const float* token_scales;   // [tokens][records along K], where tokens have groups
+  int64_t token_scale_stride;  // of a token
+  int64_t k;                   // columns of x
   int tokens;
   int stages;             // of the ring
   int early_stages;       // of weights, asked for before the grid ahead has ended; at most `stages`

@@ -23,27 +23,31 @@ namespace humming {
 
 struct Sm90Tile {
   int row_groups, split_k, cluster_k, tokens, k_tiles;
-  int value_bytes;  // of a token's element
-  int mma_patches;  // 0: wgmma. 1, 2, 4: mma.sync, row_groups is 1
+  int value_bytes;    // of a token's element
+  int mma_patches;    // 0: wgmma. 1, 2, 4: mma.sync, row_groups is 1
+  bool token_groups;  // tokens have a scale per record, not one for all of K
 
   constexpr int rows() const { return kStripRows * row_groups; }
   constexpr int consumer_groups() const { return row_groups * split_k; }
-  constexpr int stage_shares() const {
-    return mma_patches > 0 ? mma_patches : 1;
-  }  // parts of a stage, each with sums of its own
+  // Parts of a stage, each with sums of its own.
+  constexpr int stage_shares() const { return mma_patches > 0 ? mma_patches : 1; }
   constexpr int shares() const { return split_k * stage_shares(); }
   constexpr int stage_tiles() const { return stage_shares() * k_tiles; }
   constexpr bool reduces() const { return shares() * cluster_k > 1; }
   // Accumulators of 64 x 128 and more want registers moved from producers to consumers, warpgroup by warpgroup.
   constexpr bool moves_registers() const { return tokens >= 128; }
-  constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : 32); }
+  // The last warps are producers: of weights and tokens, and of the tokens' scales where they have groups.
+  constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : token_groups ? 64 : 32); }
 
   // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token][128].
   constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
   constexpr int token_tile_bytes() const { return token_blocks() * tokens * 128; }
   constexpr int token_stage_bytes() const { return stage_tiles() * token_tile_bytes(); }
   constexpr int weight_stage_bytes(int record_bytes) const { return stage_tiles() * row_groups * record_bytes; }
-  constexpr int stage_bytes(int record_bytes) const { return token_stage_bytes() + weight_stage_bytes(record_bytes); }
+  constexpr int scale_stage_bytes() const { return token_groups ? stage_tiles() * tokens * 4 : 0; }
+  constexpr int stage_bytes(int record_bytes) const {
+    return token_stage_bytes() + weight_stage_bytes(record_bytes) + scale_stage_bytes();
+  }
   // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
   static constexpr int kReductionPad = 4;
   constexpr int reduction_bytes() const { return reduces() ? shares() * tokens * (rows() + kReductionPad) * 4 : 0; }

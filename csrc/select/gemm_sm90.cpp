@@ -16,7 +16,7 @@ constexpr int kMaxScalarTokens = 64;   // larger tiles store aligned 16-bit vect
 
 Sm90Tile tile_of(const GemmSm90Columns& c) {
   const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
-  return {c.row_groups, c.split_k, c.cluster_k, c.tokens, c.k_tiles, value_bytes, c.mma_patches};
+  return {c.row_groups, c.split_k, c.cluster_k, c.tokens, c.k_tiles, value_bytes, c.mma_patches, c.token_groups};
 }
 
 ScaleStorage storage_of(ScaleType type) {
@@ -120,7 +120,10 @@ const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, co
     return "is for other groups";
   }
   if (p.x_dtype != own_dtype(c.operand)) return "takes x of the operand's own type";
-  if (p.x_scale.group != 0 || p.x_scale.dtype != DType::fp32) return "takes one fp32 scale per token or tensor";
+  if (p.x_scale.dtype != DType::fp32) return "takes fp32 scales of x";
+  if (p.x_scale.group != (c.token_groups ? kTileK : 0)) {
+    return c.token_groups ? "takes a scale per token and 128 columns" : "takes one scale per token or tensor";
+  }
   if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
     return "needs rows of x that begin at multiples of 16 bytes";
   }
@@ -198,7 +201,10 @@ GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmPara
   e.out = p.out;
   e.out_dtype = p.out_dtype;
   e.out_row_stride = p.out_row_stride;
-  e.x_scale = static_cast<const float*>(p.x_scale.data);
+  const auto* x_scale = static_cast<const float*>(p.x_scale.data);
+  m.token_scales = instance.columns.token_groups ? x_scale : nullptr;
+  m.token_scale_stride = p.x_scale.row_stride;
+  e.x_scale = instance.columns.token_groups ? nullptr : x_scale;
   e.x_scale_stride = static_cast<int>(p.x_scale.row_stride);
   e.scale2 = p.scale2.data;
   e.scale2_stride = static_cast<int>(p.scale2.row_stride);
