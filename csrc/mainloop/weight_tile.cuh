@@ -43,6 +43,27 @@ __device__ __forceinline__ float scale_from_bits(uint32_t bits, bool is_bf16) {
   }
 }
 
+// kBytes in one load, 2 to 16 of them and a power of two, into whole words.
+template <int kBytes>
+__device__ __forceinline__ void load_vector(const uint8_t* from, uint32_t* words) {
+  if constexpr (kBytes == 16) {
+    const uint4 vector = *reinterpret_cast<const uint4*>(from);
+    words[0] = vector.x;
+    words[1] = vector.y;
+    words[2] = vector.z;
+    words[3] = vector.w;
+  } else if constexpr (kBytes == 8) {
+    const uint2 vector = *reinterpret_cast<const uint2*>(from);
+    words[0] = vector.x;
+    words[1] = vector.y;
+  } else if constexpr (kBytes == 4) {
+    words[0] = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+    static_assert(kBytes == 2);
+    words[0] = *reinterpret_cast<const uint16_t*>(from);
+  }
+}
+
 // What a record has for a lane's two rows in every group, kCount elements of kBytes side by side: scales, zero points,
 // offsets. kLoaded: all of them are read at once, into registers; else one at a time, where they are.
 template <int kBytes, int kCount, bool kLoaded>
@@ -56,24 +77,9 @@ struct RowData {
     if constexpr (kTotal > 0) {
       place = area + row_pair * count * kBytes;
       if constexpr (kLoaded) {
-        if constexpr (kTotal >= 16) {
+        constexpr int kVector = kTotal < 16 ? kTotal : 16;
 #pragma unroll
-          for (int i = 0; i < kTotal / 16; ++i) {
-            const uint4 vector = reinterpret_cast<const uint4*>(place)[i];
-            words[4 * i] = vector.x;
-            words[4 * i + 1] = vector.y;
-            words[4 * i + 2] = vector.z;
-            words[4 * i + 3] = vector.w;
-          }
-        } else if constexpr (kTotal == 8) {
-          const uint2 vector = *reinterpret_cast<const uint2*>(place);
-          words[0] = vector.x;
-          words[1] = vector.y;
-        } else if constexpr (kTotal == 4) {
-          words[0] = *reinterpret_cast<const uint32_t*>(place);
-        } else {
-          words[0] = *reinterpret_cast<const uint16_t*>(place);
-        }
+        for (int i = 0; i < kTotal / kVector; ++i) load_vector<kVector>(place + kVector * i, words + kVector / 4 * i);
       }
     }
   }
@@ -95,20 +101,7 @@ __device__ __forceinline__ void load_plane(const uint8_t* plane, int warp, int l
   constexpr int kChunk = kWidth < 4 ? kWidth : 4;
 #pragma unroll
   for (int chunk = 0; chunk < kWidth / kChunk; ++chunk) {
-    const uint8_t* from = plane + ((chunk * 4 + warp) * kLanes + lane) * kChunk * 4;
-    if constexpr (kChunk == 4) {
-      const uint4 word = *reinterpret_cast<const uint4*>(from);
-      words[4 * chunk] = word.x;
-      words[4 * chunk + 1] = word.y;
-      words[4 * chunk + 2] = word.z;
-      words[4 * chunk + 3] = word.w;
-    } else if constexpr (kChunk == 2) {
-      const uint2 word = *reinterpret_cast<const uint2*>(from);
-      words[0] = word.x;
-      words[1] = word.y;
-    } else {
-      words[0] = *reinterpret_cast<const uint32_t*>(from);
-    }
+    load_vector<kChunk * 4>(plane + ((chunk * 4 + warp) * kLanes + lane) * kChunk * 4, words + kChunk * chunk);
   }
 }
 
@@ -133,7 +126,7 @@ __device__ __forceinline__ void load_words(const uint8_t* half, int warp, int la
 
 }  // namespace weight_tile
 
-// Config has kFormat, kOperand, kZero, kScaleMode, kScaleStorage and kGroup, the scale granularity (serves_group()).
+// Config has kFormat, kOperand, kZero, kScaleMode, kScaleStorage and kGroup, the scale granularity (serves_coarser()).
 template <class Config>
 struct WeightTile {
   static constexpr FormatTraits kTraits = traits(Config::kFormat);
