@@ -59,7 +59,7 @@ sanitize: install
 lint: $(VENV)/installed $(VENV)/ready-ci
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.c' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc benchmarks -name '*.h' -o -name '*.cuh' -o -name '*.cu' -o -name '*.cpp' -o -name '*.c' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/python cmake/check_includes.py
 	$(BIN)/python docs/generate_support.py --check
 	$(BIN)/mypy -p humming_ext
