@@ -57,7 +57,7 @@ def activation_cell(row: dict, operands: tuple[str, ...]) -> str:
 def takes(instance: Instance, row: dict, order: str) -> bool:
     """Whether the kernel serves the format in this order: every column that speaks of formats agrees."""
     columns = dict(zip(instance.family.columns, instance.values, strict=True))
-    codec = "e2m1" if row["name"] == "e2m1" else "planes"
+    codec = "e2m1" if row["name"] == "e2m1" else "plain"
     wanted = {"codec": codec, "order": order, "bits": row["bits"], "format": row["name"]}
     return all(columns[name] == value for name, value in wanted.items() if name in columns)
 

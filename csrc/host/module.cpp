@@ -163,7 +163,7 @@ Bytes encode(const Bytes& codes, int64_t id, int operand, int halves) {
   const FormatTraits& format = format_of(id);
   expect_size(codes, kStripRows * kHalfK * halves);
   Bytes record(record_code_bytes(format, halves));
-  encode_record(codes.data(), format, order_from(operand), halves, record.mutable_data());
+  RecordCodec(format, order_from(operand)).encode(codes.data(), halves, record.mutable_data());
   return record;
 }
 
@@ -171,7 +171,7 @@ Bytes decode(const Bytes& record, int64_t id, int operand, int halves) {
   const FormatTraits& format = format_of(id);
   expect_size(record, record_code_bytes(format, halves));
   Bytes codes({kHalfK * halves, kStripRows});
-  decode_record(record.data(), format, order_from(operand), halves, codes.mutable_data());
+  RecordCodec(format, order_from(operand)).decode(record.data(), halves, codes.mutable_data());
   return codes;
 }
 

@@ -20,7 +20,7 @@ namespace humming {
 
 struct KernelEntry {
   const char* family;
-  const char* name;  // unique within an arch, e.g. "repack_planes_k16_bits4"
+  const char* name;  // unique within an arch, e.g. "repack_plain_k16_bits4"
   int arch;          // the SASS it is compiled for: 80, 86, 89, 90 (sm_90a)
 };
 

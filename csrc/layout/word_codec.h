@@ -11,12 +11,17 @@
 // Register i of a step holds row g + 8 * (i & 1) and columns 4V * (i >> 1) + V * t + v, v = 0..V-1: the A fragment of
 // wgmma m64 per warp and of mma.sync m16, for every operand width.
 //
-// A width that is no power of two is split into bit planes, most significant bits first (3 = 2+1, 5 = 4+1, 6 = 4+2,
-// 7 = 4+2+1), so that every plane is decoded like a format of a power-of-two width. A plane of p bits has p words of
-// 32/p codes. Bits are placed so that a shift and a mask give all V values of a register at the top of their units:
-// register n is slot n % S of word n / S, S = unit / p slots per unit, the first slot highest:
+// Codes lie whole where that takes few moves: a unit has S = unit / bits slots, the first highest, so that a shift and
+// a mask bring all V values of a register into place. Register n is slot n % S of word n / S:
 //
-//   bit of value v = unit * v + unit - p * (slot + 1)
+//   bit of value v = unit * v + unit - bits * (slot + 1)
+//
+// Where bits do not divide the unit, the unit % bits lowest bits of every unit are left over, and as many registers:
+// register bits * S + s takes bit s of every unit, its code's most significant bit from word 0, the next from word 1,
+// ...
+//
+// Where that takes more moves (6 bits, and 5 bits in order k32), codes are split into bit planes, most significant bits
+// first (5 = 4+1, 6 = 4+2): a plane of p bits has p words and lies like a code of p bits.
 //
 //   p = 4, k16   |31..28|27..24|23..20|19..16|15..12|11..8 | 7..4 | 3..0 |
 //                  n,v=1  n+1    n+2    n+3    n,v=0  n+1    n+2    n+3
@@ -46,10 +51,10 @@ HUMMING_HD constexpr Order order_of(Operand operand) {
 }
 
 // How the codes of a format are placed in words.
-enum class Codec { planes, e2m1 };
+enum class Codec { plain, e2m1 };
 
 HUMMING_HD constexpr Codec codec_of(const FormatTraits& format) {
-  return format.id == static_cast<int>(Format::e2m1) ? Codec::e2m1 : Codec::planes;
+  return format.id == static_cast<int>(Format::e2m1) ? Codec::e2m1 : Codec::plain;
 }
 
 inline constexpr int kLanes = 32;
@@ -77,6 +82,12 @@ HUMMING_HD constexpr int num_planes(int bits) {
   return (bits & 1) + (bits >> 1 & 1) + (bits >> 2 & 1) + (bits >> 3 & 1);
 }
 
+// Whether codes lie whole, moved once, and bit by bit in the registers that are left over; else plane by plane.
+HUMMING_HD constexpr bool lie_whole(Order order, int bits) {
+  const int unit = 32 / values_per_register(order);  // as many as registers
+  return unit / bits * bits + unit % bits * bits <= num_planes(bits) * unit;
+}
+
 // Row within the patch and column within it of value v of register n, for the lane 4g + t.
 struct PatchCoord {
   int row;  // 0..15
@@ -93,10 +104,10 @@ struct Field {
   int word, bit, width;
 };
 
-// A code as its fields, most significant first. Formats of bit planes have one field per plane, e2m1 has sign, exponent
+// A code as its fields, most significant first: the whole code, a field per plane or per bit; of e2m1 sign, exponent
 // and mantissa.
 struct CodeFields {
-  Field field[3];
+  Field field[8];
   int count;
 };
 
@@ -112,11 +123,21 @@ HUMMING_HD constexpr CodeFields code_fields(Codec codec, Order order, int bits, 
     const int word = n / 2, slot = n % 2, nibble = 4 * (4 * slot + v);
     return {{{word, 8 * v + (slot ? 3 : 7), 1}, {word, nibble + 1, 2}, {word, nibble, 1}}, 3};
   }
-  CodeFields fields{{{0, 0, 0}, {0, 0, 0}, {0, 0, 0}}, num_planes(bits)};
-  for (int plane = 0; plane < fields.count; ++plane) {
-    const int width = plane_width(bits, plane);
+  CodeFields fields{};
+  if (lie_whole(order, bits)) {
+    const int slots = unit / bits;
+    const int left_over = n - bits * slots;
+    if (left_over < 0) return {{{n / slots, unit * v + unit - bits * (n % slots + 1), bits}}, 1};
+    for (fields.count = 0; fields.count < bits; ++fields.count) {
+      fields.field[fields.count] = {fields.count, unit * v + left_over, 1};
+    }
+    return fields;
+  }
+  for (fields.count = 0; fields.count < num_planes(bits); ++fields.count) {
+    const int width = plane_width(bits, fields.count);
     const int slots = unit / width;
-    fields.field[plane] = {bits_above_plane(bits, plane) + n / slots, unit * v + unit - width * (n % slots + 1), width};
+    const int word = bits_above_plane(bits, fields.count) + n / slots;
+    fields.field[fields.count] = {word, unit * v + unit - width * (n % slots + 1), width};
   }
   return fields;
 }
@@ -128,7 +149,7 @@ HUMMING_HD constexpr uint32_t stored_code(const FormatTraits& format, Order orde
   return flip ? code ^ 1u << (format.bits - 1) : code;
 }
 
-// A stored code out of and into a lane's words of one patch, planes one after the other. set_code wants zeroed words.
+// A stored code out of and into a lane's words of one patch. set_code wants zeroed words.
 HUMMING_HD uint32_t get_code(const CodeFields& fields, const uint32_t* words) {
   uint32_t code = 0;
   for (int i = 0; i < fields.count; ++i) {
@@ -148,8 +169,9 @@ HUMMING_HD void set_code(const CodeFields& fields, int bits, uint32_t* words, ui
 }
 
 // Index, in 32-bit words from the start of a record, of word `word` of a lane's patch. A record has one or two k halves
-// of 64 columns, one after the other, and four row patches (`warp`, 16 rows each). A lane's words of one plane are
-// stored in chunks of up to four, which it fetches with one load of up to 128 bits, free of bank conflicts.
+// of 64 columns, one after the other, and four row patches (`warp`, 16 rows each). A lane's words are cut into the
+// powers of two that make up `bits` (the planes, where there are any), and those stored in chunks of up to four, which
+// it fetches with one load of up to 128 bits, free of bank conflicts.
 HUMMING_HD constexpr int word_index(int bits, int half, int warp, int lane, int word) {
   int plane = 0;
   while (word >= bits_above_plane(bits, plane + 1)) ++plane;

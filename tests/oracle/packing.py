@@ -15,6 +15,12 @@ import numpy as np
 from .formats import FORMATS
 
 VALUES_PER_REGISTER = {"bf16": 2, "fp16": 2, "e4m3": 4, "s8": 4, "s4": 8}
+# (bits, values per register) whose codes lie whole; the others lie in planes of powers of two.
+WHOLE = {
+    *((bits, values) for bits in (1, 2, 3, 4, 7, 8) for values in (2, 4)),
+    (5, 2),
+    *((bits, 8) for bits in (1, 2, 3, 4)),
+}
 PLANE_WIDTHS = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [8]}
 
 
@@ -71,6 +77,10 @@ def lane_bits(name: str, operand: str, n, v, b):
     if name == "e2m1":  # magnitudes are nibbles; the signs fill the nibbles' top bits
         slot = n % 2
         return 32 * (n // 2) + np.where(b == 3, 8 * v + 7 - 4 * slot, 4 * (4 * slot + v) + b)
+    if (bits, values) in WHOLE:  # slots from the top; the bits below them make the last registers, one of every word
+        slots = unit // bits
+        whole = 32 * (n // slots) + unit * v + unit - bits * (n % slots + 1) + b
+        return np.where(n < bits * slots, whole, 32 * (bits - 1 - b) + unit * v + n - bits * slots)
     position = np.empty(b.shape, np.int64)
     above = 0  # bits in the planes before this one
     for width in PLANE_WIDTHS[bits]:

@@ -49,14 +49,14 @@ struct RecordScales {
 
 struct RecordReader {
   const FormatTraits* format;
-  Order order;
+  RecordCodec codec;
   ScaleType scale_type;
   ZeroKind zero;
   int group;  // columns per group
 
   explicit RecordReader(const WeightDesc& desc)
       : format(&desc.format_traits()),
-        order(desc.order()),
+        codec(*format, desc.order()),
         scale_type(desc.scale_type),
         zero(desc.zero),
         group(desc.group ? desc.group : kTileK) {}

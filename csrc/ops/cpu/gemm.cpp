@@ -79,7 +79,7 @@ void gemm(const GemmParams& params, const GemmRows& rows, int64_t strip) {
     const int halves = desc.k_tile_halves(k_tile);
     const RecordGeometry geometry(desc, halves);
     const uint8_t* record = strip_data + desc.record_offset(k_tile);
-    decode_record(record, *reader.format, reader.order, halves, tile.codes);
+    reader.codec.decode(record, halves, tile.codes);
     reader.load_scales(record, geometry, &tile.scales);
     alignas(64) float group_scale[kStripRows];
     if (accumulation == Accumulation::promoted) {

@@ -14,7 +14,11 @@ namespace {
 class StripPacker {
  public:
   StripPacker(const RepackParams& params, int64_t strip, int64_t* stats)
-      : params_(params), desc_(params.desc), format_(desc_.format_traits()), stats_(stats) {
+      : params_(params),
+        desc_(params.desc),
+        format_(desc_.format_traits()),
+        codec_(format_, desc_.order()),
+        stats_(stats) {
     const int64_t expert = strip / desc_.num_strips();
     const int64_t first = strip % desc_.num_strips() * kStripRows;
     rebased_ = desc_.rebased();
@@ -43,7 +47,7 @@ class StripPacker {
       pack_scales(k_tile, row, geometry, record);
       if (source_[row] >= 0) pack_codes(k_tile, row, codes);
     }
-    encode_record(codes, format_, desc_.order(), halves, record);
+    codec_.encode(codes, halves, record);
   }
 
  private:
@@ -120,6 +124,7 @@ class StripPacker {
   const RepackParams& params_;
   const WeightDesc& desc_;
   const FormatTraits& format_;
+  const RecordCodec codec_;
   int64_t* stats_;
   bool rebased_;
   RebaseRange range_;
@@ -151,7 +156,7 @@ void decode(const DecodeParams& params, int64_t begin, int64_t end) {
     for (int64_t k_tile = 0; k_tile < desc.num_k_tiles(); ++k_tile) {
       const int halves = desc.k_tile_halves(k_tile);
       const uint8_t* record = params.packed + strip * desc.strip_bytes() + desc.record_offset(k_tile);
-      decode_record(record, *reader.format, reader.order, halves, codes);
+      reader.codec.decode(record, halves, codes);
       if (params.values) {
         reader.load_scales(record, RecordGeometry(desc, halves), &scales);
         for (int half = 0; half < halves; ++half) {
