@@ -16,14 +16,14 @@ except ModuleNotFoundError:  # Python 3.10
 
 Row = dict[str, Any]
 
-KEY = ("op", "model", "part", "n", "k", "experts", "tokens", "weight", "activation", "routing")
+KEY = ("op", "model", "part", "n", "k", "experts", "tokens", "weight", "activation", "routing", "quantisation")
 NEVER_SLOWER = 0.98  # median ratio to the peer, over alternated runs
 TARGETS = Path(__file__).resolve().parent / "targets.toml"
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
     """What a row measured; a file has one row per key."""
-    return tuple(row[name] for name in KEY)
+    return tuple(row.get(name) for name in KEY)
 
 
 def load(path: Path) -> list[Row]:
