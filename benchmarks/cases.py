@@ -216,7 +216,5 @@ PARTS: dict[str, list[Case]] = {
     "moe-qwen3": _experts("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "e4m3")], 128, 8),
     # Every pair once, small enough for a CPU: whether the benchmark itself works.
     "smoke": [Case("smoke", "small", 256, 256, *pair, (1, 17), has_bias=pair[0] is INT4) for pair in PAIRS],
-    "moe-smoke": _experts(
-        "small mixture", [(INT4, "bf16"), (MXFP4, "e4m3")], 32, 3, (1, 17, 40), (17,), has_bias=True
-    ),
+    "moe-smoke": _experts("small mixture", [(INT4, "bf16"), (MXFP4, "e4m3")], 32, 3, (1, 17, 40), (17,), has_bias=True),
 }
