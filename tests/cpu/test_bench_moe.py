@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -191,6 +192,35 @@ def test_wrong_results_are_found(damage: Callable, words: str) -> None:
 
     with pytest.raises(WrongResultError, match=words):
         problem.verify([lambda call=call: wrong(call) for call in problem.calls], repeats=4)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the ops that are called, views apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("quantisation", ["before", "timed"])
+@pytest.mark.parametrize("layout", ["indexed", "contiguous"])
+def test_graphs_contain_what_is_documented_and_allocate_nothing(layout: str, quantisation: str) -> None:
+    problem = make(smoke_case(layout, "e4m3", quantisation=quantisation))
+    align = ["humming.moe_align.out", "aten.copy_.default"]
+    align += ["aten.searchsorted.Tensor_out"] if layout == "contiguous" else []
+    quantise = ["humming.quantize_activation.out"] if quantisation == "timed" else []
+    with Recorder() as whole:
+        problem.calls[0]()
+    assert whole.names == [*quantise, *align, "humming.moe_gemm.out"]
+    if problem.gemm_calls is not None:
+        with Recorder() as alone:
+            problem.gemm_calls[0]()
+        assert alone.names == ["humming.moe_gemm.out"]
 
 
 @pytest.mark.parametrize("layout", ["indexed", "contiguous"])
