@@ -17,7 +17,7 @@ _MANY_DRAWS, _FEW_DRAWS = 8, 2
 _FEW_FROM_TOKENS = 256
 _ROW_PER_BLOCK = 1  # of moe_align: then its descriptors name the expert of every sorted row
 
-_ops_of = torch.ops.humming
+_torch_ops = torch.ops.humming
 
 
 def draw(tokens: int, experts: int, top_k: int, routing: str, rng: np.random.Generator) -> np.ndarray:
@@ -48,7 +48,7 @@ class Routing:
 
     def align(self) -> None:
         """Fills the tensors of `arguments`."""
-        _ops_of.moe_align.out(*self._align_arguments, **self._aligned)
+        _torch_ops.moe_align.out(*self._align_arguments, **self._aligned)
         self._row_experts.copy_(self._aligned["blocks"][:, 0])
         if not self._is_indexed:
             torch.searchsorted(self._row_experts, self._bounds, out_int32=True, out=self._offsets)
@@ -136,11 +136,11 @@ class MoeProblem(Problem):
         arguments = (self.x, self.x_scale, weight.packed, weight.scale2, self.matrix.bias, weight.desc)
         arguments += routing.arguments
         options = {"expected_tokens": len(self.out), "out": self.out, "workspace": self._workspace}
-        return lambda: _ops_of.moe_gemm.out(*arguments, **options)
+        return lambda: _torch_ops.moe_gemm.out(*arguments, **options)
 
     def _quantise_call(self) -> Call:
         x16, outputs = self.x16, {"out": self.x, "scale": self.x_scale}
-        return lambda: _ops_of.quantize_activation.out(x16, 0, **outputs)
+        return lambda: _torch_ops.quantize_activation.out(x16, 0, **outputs)
 
     @property
     def work(self) -> Work:
