@@ -1,7 +1,8 @@
 """How fast the ops are, beside the peers and the libraries, in one process, each result checked first.
 
 bench       the command line                              cases    what is measured: schemes, shapes, tokens, parts
-gemm        one dense problem: data, calls, its check     timing   graph replay, ceilings and the floor that follows
+problem     what is measured has: data, calls, its check  timing   graph replay, ceilings and the floor that follows
+gemm, moe   a problem of the dense product, of experts
 references  what times are compared with                  results  rows as JSON lines, tables, the gate, plots
 retune      the tables that select reads                  targets.toml, results/<gpu>/<part>.jsonl
 

@@ -32,11 +32,14 @@ import torch  # noqa: E402
 
 from benchmarks import results, retune  # noqa: E402
 from benchmarks.cases import ACTIVATIONS, PARTS, Case  # noqa: E402
-from benchmarks.gemm import MATRICES, GemmMatrix, GemmProblem, WrongResultError  # noqa: E402
+from benchmarks.gemm import GemmMatrix  # noqa: E402
+from benchmarks.moe import MoeMatrix  # noqa: E402
+from benchmarks.problem import Matrix, Problem, WrongResultError  # noqa: E402
 from benchmarks.references import LIBRARY_NAMES, HummingKernels, UnavailableError  # noqa: E402
 from benchmarks.timing import IDLE_SECONDS, IDLE_TOKENS, Ceilings, Timer, ratio, sample_in_turn  # noqa: E402
 
 ROUNDS = 5  # alternations of our product and its references
+MATRICES: dict[str, type[Matrix]] = {"gemm": GemmMatrix, "moe_gemm": MoeMatrix}
 TUNED = ROOT / "csrc" / "select" / "tuned"
 
 
@@ -78,16 +81,19 @@ def stamp(device: torch.device, arguments: Sequence[str]) -> results.Row:
     }
 
 
-def measure(problem: GemmProblem, ceilings: Ceilings, repeats: int) -> results.Row:
+def measure(problem: Problem, ceilings: Ceilings, repeats: int) -> results.Row:
     """Verifies and times one problem, with its references in turn. Raises WrongResultError if it is not right."""
     matrix, work = problem.matrix, problem.work
     problem.verify(problem.calls, repeats)
     floor = work.floor_us(ceilings.bandwidth, ceilings.rate(work.operand))
 
-    timers = {"ours": Timer(problem.calls, matrix.device, floor)}
-    problem.poison()
-    timers["ours"].replay()
-    problem.verify_again("graph replay")
+    own = {"ours": problem.calls} | ({"gemm": problem.gemm_calls} if problem.gemm_calls else {})
+    compared = list(own)[-1]  # what does as much as the references
+    timers = {name: Timer(calls, matrix.device, floor) for name, calls in own.items()}
+    for timer in timers.values():
+        problem.poison()
+        timer.replay()
+        problem.verify_again("graph replay", timer.last)
 
     peer_name, library = HummingKernels.name, LIBRARY_NAMES[work.operand]
     notes = {name: peer for name, peer in matrix.peers.items() if isinstance(peer, str)}
@@ -106,13 +112,14 @@ def measure(problem: GemmProblem, ceilings: Ceilings, repeats: int) -> results.R
     idle = problem.tokens >= IDLE_TOKENS and matrix.device.type == "cuda"
     samples = sample_in_turn(timers, ROUNDS, idle=idle)
     times = {name: [us for sample in rounds for us in sample] for name, rounds in samples.items()}
-    ratios = {name: ratio(samples[name], samples["ours"]) for name in timers}
+    ratios = {name: ratio(samples[name], samples[compared]) for name in timers}
     us = median(times["ours"])
     peer = matrix.peers[peer_name]
     return {
         "us": us,
         "us_min": min(times["ours"]),
         "us_max": max(times["ours"]),
+        "gemm_us": median(times["gemm"]) if "gemm" in times else None,
         "tflops": work.flops / us / 1e6,
         "gbs": work.bytes / us / 1e3,
         "floor_us": floor,
@@ -121,14 +128,15 @@ def measure(problem: GemmProblem, ceilings: Ceilings, repeats: int) -> results.R
         "peer_us": median(times[peer_name]) if peer_name in times else None,
         "ratio": ratios.get(peer_name),
         "peer_error": peer_error,
-        "peer_pdl": peer.uses_pdl(problem.tokens) if peer_name in times and not isinstance(peer, str) else None,
+        "peer_pdl": peer.uses_pdl(len(problem.out)) if peer_name in times and not isinstance(peer, str) else None,
         "library": library if library in times else None,
         "library_us": median(times[library]) if library in times else None,
         "library_ratio": ratios.get(library),
-        "others": {name: median(values) for name, values in times.items() if name not in ("ours", peer_name, library)},
+        "others": {n: median(values) for n, values in times.items() if n not in (*own, peer_name, library)},
         "notes": notes,
         "instance": problem.instance(),
         "pdl": problem.uses_pdl,
+        **problem.facts,
         "sets": len(matrix.weights),
         "set_bytes": matrix.set_bytes,
         "rounds": ROUNDS,
@@ -175,8 +183,8 @@ class Run:
                 print("  no {}: {}".format(*note), flush=True)
         self.reported.update(notes.items())
 
-    def load(self, case: Case, tokens: Sequence[int]) -> GemmMatrix:
-        """The matrix of a case."""
+    def load(self, case: Case, tokens: Sequence[int]) -> Matrix:
+        """The weights of a case."""
         return MATRICES[case.op](case, self.device, tokens)
 
 

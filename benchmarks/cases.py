@@ -40,6 +40,7 @@ class Case:
     tokens: tuple[int, ...]
     has_bias: bool = False
     op: str = "gemm"
+    experts: int = 0  # 0: one dense matrix; otherwise n x k is that of each
 
     def __str__(self) -> str:
         return f"{self.model} {self.matrix} {self.n}x{self.k} {self.scheme.name} x {self.activation}"
@@ -52,12 +53,36 @@ class Case:
             "part": self.matrix,
             "n": self.n,
             "k": self.k,
-            "experts": 0,
+            "experts": self.experts,
             "tokens": tokens,
             "weight": self.scheme.name,
             "activation": self.activation,
             "routing": None,
+            "quantisation": None,
         }
+
+
+@dataclass(frozen=True)
+class MoeCase(Case):
+    """One matrix of every expert that a GPU has, and how tokens come to them."""
+
+    op: str = "moe_gemm"
+    top_k: int = 1
+    layout: str = "indexed"  # gate_up: every token once, by index; "contiguous", down: a row per pair, sorted by expert
+    routing: str = "balanced"  # or "skewed"
+    quantisation: str | None = None  # of 8-bit tokens: "before" the time is taken, or "timed"
+    ranks: int = 1  # of expert parallelism: this one takes 1 / ranks of the (token, expert) pairs
+
+    def __str__(self) -> str:
+        quantisation = f", quantisation {self.quantisation}" if self.quantisation else ""
+        return f"{super().__str__()} {self.routing}{quantisation}"
+
+    def key(self, tokens: int) -> dict[str, object]:
+        return {**super().key(tokens), "routing": self.routing, "quantisation": self.quantisation}
+
+    def local_tokens(self, tokens: int) -> int:
+        """Of `tokens`, those that bring this rank its share of pairs, at least one."""
+        return max(1, tokens // self.ranks)
 
 
 INT4 = Scheme("int4-g128", WeightFormat.int4, 128)
@@ -74,6 +99,7 @@ ALL_TOKENS = (1, 3, 8, 16, 32, 64, 100, 128, 256, 512, 1024, 4096, 8192, 16384)
 TABLE_TOKENS = (1, 16, 64, 256, 1024, 4096, 8192)
 MODEL_TOKENS = (1, 3, 16, 64, 100, 256, 1024, 4096, 16384)
 RAGGED_TOKENS = (1, 3, 16, 100, 256, 1024)
+SKEWED_TOKENS = (64, 1024, 16384)
 
 PAIRS = {
     (INT4, "bf16"): ALL_TOKENS,
@@ -120,6 +146,10 @@ MATRICES = {
         "rows in 3 strips": (200, 4096),
         "rows in 5 strips": (360, 4096),
     },
+    "small mixture": {
+        "gate_up": (160, 128),
+        "EP4 down": (128, 80),
+    },
 }
 
 
@@ -140,6 +170,36 @@ def _of_model(
     ]
 
 
+_RANKS = {"EP4": 4}
+
+
+def _experts(
+    model: str,
+    pairs: list[tuple[Scheme, str]],
+    experts: int,
+    top_k: int,
+    tokens: tuple[int, ...] = MODEL_TOKENS,
+    skewed: tuple[int, ...] = SKEWED_TOKENS,
+    *,
+    has_bias: bool = False,
+) -> list[MoeCase]:
+    cases = []
+    for matrix, (n, k) in MATRICES[model].items():
+        ranks = _RANKS.get(matrix.split()[0], 1)
+        layout = "contiguous" if matrix.endswith("down") else "indexed"
+        for scheme, activation in pairs:
+            variants = [("balanced", "before", tokens), ("skewed", "before", skewed), ("balanced", "timed", tokens)]
+            cases += [
+                MoeCase(
+                    *(model, matrix, n, k, scheme, activation, counts, has_bias),
+                    **{"experts": experts // ranks, "top_k": top_k, "ranks": ranks, "layout": layout},
+                    **{"routing": routing, "quantisation": None if activation == "bf16" else quantisation},
+                )
+                for routing, quantisation, counts in variants[: 2 if activation == "bf16" else 3]
+            ]
+    return cases
+
+
 PARTS: dict[str, list[Case]] = {
     "dense8192": _dense(8192),
     "dense4096": _dense(4096),
@@ -151,6 +211,10 @@ PARTS: dict[str, list[Case]] = {
         [(INT4, "bf16"), (MXFP4, "bf16"), (MXFP4, "e4m3"), (INT4_CHANNEL, "int8")],
         RAGGED_TOKENS,
     ),
+    "moe-deepseek": _experts("deepseek-v4-flash", [(MXFP4, "bf16"), (MXFP4, "e4m3")], 256, 6),
+    "moe-gpt-oss": _experts("gpt-oss-120b", [(MXFP4, "bf16"), (MXFP4, "e4m3")], 128, 4, has_bias=True),
+    "moe-qwen3": _experts("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "e4m3")], 128, 8),
     # Every pair once, small enough for a CPU: whether the benchmark itself works.
     "smoke": [Case("smoke", "small", 256, 256, *pair, (1, 17), has_bias=pair[0] is INT4) for pair in PAIRS],
+    "moe-smoke": _experts("small mixture", [(INT4, "bf16"), (MXFP4, "e4m3")], 32, 3, (1, 17, 40), (17,), has_bias=True),
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .results import Row
+from .results import Row, compared_us, variant
 
 _CURVES = (
     ("us", "humming_ext", {"marker": "o", "color": "tab:blue"}),
@@ -27,7 +27,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     for row in rows:
         if row.get("error") is None:
             name = f"{row['model']} {row['part']} {row['n']}x{row['k']}\n{row['weight']} x {row['activation']}"
-            panels.setdefault(name, []).append(row)
+            panels.setdefault(f"{name} {variant(row)}", []).append(row)
     columns = min(4, max(1, len(panels)))
     height = max(1, math.ceil(len(panels) / columns))
     figure, grid = pyplot.subplots(height, columns, figsize=(4 * columns, 3.2 * height), squeeze=False)
@@ -35,7 +35,8 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.set_visible(False)
     for axes, (name, panel) in zip(grid.flat, panels.items(), strict=False):
         for field, label, style in _CURVES:
-            points = sorted((row["tokens"], row[field]) for row in panel if row.get(field))
+            values = [(row["tokens"], compared_us(row) if field == "us" else row.get(field)) for row in panel]
+            points = sorted(point for point in values if point[1])
             if points:
                 axes.loglog(*zip(*points, strict=True), label=label, markersize=4, linewidth=1, **style)
         axes.set_title(name, fontsize=8)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from humming_ext import Operand
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .gemm import GemmMatrix
+    from .problem import Matrix
 
 Call = Callable[[], object]
 
@@ -30,6 +30,12 @@ class UnavailableError(Exception):
 def num_sets(nbytes: int, device: torch.device) -> int:
     """Copies of a weight of `nbytes` that a rotation needs for every read to come from memory."""
     return max(2, math.ceil(_SET_BYTES / nbytes)) if device.type == "cuda" else 2
+
+
+def rotation(copies: Sequence, products: Sequence) -> list[tuple]:
+    """(copy, product) for each call, in turn: call i makes product i modulo their number, and reaches every copy."""
+    count = len(products) * math.ceil(len(copies) / len(products))
+    return [(copies[i % len(copies)], products[i % len(products)]) for i in range(count)]
 
 
 def library_calls(operand: Operand, tokens: int, n: int, k: int, device: torch.device) -> list[Call]:
@@ -63,7 +69,8 @@ def bit_words(codes: Tensor, bits: int) -> Tensor:
 class HummingKernels:
     """humming-kernels on the same weights: its layer makes them, its forward runs them, its heuristics tune them.
 
-    Raises UnavailableError if it is not installed, or cannot take the matrix.
+    Experts take their tokens by index, in blocks that its own helper pads beforehand. Raises UnavailableError if it is
+    not installed, or cannot take the matrix.
     """
 
     name = "humming-kernels"
@@ -71,9 +78,11 @@ class HummingKernels:
     _FLOATS = {"e2m1": "float4e2m1", "e3m2": "float6e3m2", "e4m3": "float8e4m3"}  # noqa: RUF012
     _ACTIVATIONS = {"bf16": "bfloat16", "e4m3": "float8e4m3", "int8": "int8"}  # noqa: RUF012
 
-    def __init__(self, matrix: GemmMatrix) -> None:
+    def __init__(self, matrix: Matrix) -> None:
         if matrix.device.type != "cuda":
             raise UnavailableError("needs a GPU")
+        if matrix.case.key(0)["quantisation"] == "timed":
+            raise UnavailableError("is timed where tokens are quantised before")
         try:
             self._load(matrix)
         except ModuleNotFoundError as error:
@@ -81,17 +90,18 @@ class HummingKernels:
         except Exception as error:  # whatever stops a peer must not stop us
             raise UnavailableError(f"cannot take this matrix: {_brief(error)}") from error
 
-    def _load(self, matrix: GemmMatrix) -> None:
+    def _load(self, matrix: Matrix) -> None:
         from humming.config import GemmType
         from humming.layer import HummingLayer
         from humming.tune import get_heuristics_config
 
         case, scheme = matrix.case, matrix.case.scheme
+        self._gemm_type = GemmType.INDEXED if case.experts else GemmType.DENSE
         name, bits = scheme.format.name, scheme.format.bits
         layer = HummingLayer(
             shape_n=case.n,
             shape_k=case.k,
-            num_experts=0,
+            num_experts=case.experts,
             has_bias=case.has_bias,
             weight_config={
                 "dtype": self._FLOATS.get(name, f"uint{bits}"),
@@ -106,7 +116,8 @@ class HummingKernels:
             pad_k_to_multiple=128,
             torch_dtype=torch.bfloat16,
         ).to(matrix.device)
-        given = {"weight": bit_words(matrix.codes, bits), "weight_scale": matrix.scale}
+        codes = [bit_words(codes, bits) for codes in matrix.codes.view(-1, case.n, case.k)]
+        given = {"weight": torch.stack(codes) if case.experts else codes[0], "weight_scale": matrix.scale}
         if matrix.zero is not None:
             given["zero_point"] = bit_words(matrix.zero.t().contiguous(), bits).t().contiguous()
         if matrix.bias is not None:
@@ -119,26 +130,43 @@ class HummingKernels:
         layer.transform()
         self._config = layer.humming_config
         # The first call compiles every interval in the list, side by side: only those that are measured, and that of
-        # one token, which its launcher looks up always.
+        # one row, which its launcher looks up always.
+        measured = {1, *(matrix.num_rows(tokens) for tokens in matrix.tokens)}
         self._tuning = [
             (low, high, config)
-            for low, high, config in get_heuristics_config(layer_config=self._config, gemm_type=GemmType.DENSE)
-            if any(low < tokens <= high for tokens in (1, *matrix.tokens))
+            for low, high, config in get_heuristics_config(layer_config=self._config, gemm_type=self._gemm_type)
+            if any(low < rows <= high for rows in measured)
         ]
         tensors = {key: getattr(layer, key, None) for key in self._TENSORS}
         tensors = {key: tensor.data for key, tensor in tensors.items() if tensor is not None}
-        sets = num_sets(sum(tensor.nbytes for tensor in tensors.values()), matrix.device)
         locks = layer.locks.to(matrix.device)
         self._sets = [
-            {"locks": locks.clone(), **{key: tensor.clone() for key, tensor in tensors.items()}} for _ in range(sets)
+            {"locks": locks.clone(), **{key: tensor.clone() for key, tensor in tensors.items()}}
+            for _ in matrix.weights  # as many as ours
         ]
 
-    def uses_pdl(self, tokens: int) -> bool:
-        """Whether its heuristics launch this many tokens with programmatic dependent launch."""
-        return any(bool(config.get("use_pdl")) for low, high, config in self._tuning if low < tokens <= high)
+    def _tuned(self, rows: int) -> dict:
+        return next((config for low, high, config in self._tuning if low < rows <= high), {})
 
-    def calls(self, x: Tensor, out: Tensor) -> list[Call]:
-        """Calls that multiply bf16 tokens, quantised beforehand, into `out`. The first call compiles, for seconds."""
+    def uses_pdl(self, rows: int) -> bool:
+        """Whether its heuristics launch a product of this many rows with programmatic dependent launch."""
+        return bool(self._tuned(rows).get("use_pdl"))
+
+    def _routed(self, topk_ids: Tensor) -> dict:
+        from humming.testing.data import generate_moe_tensors
+
+        block = self._tuned(topk_ids.numel())["block_shape"][0]
+        _, _, sorted_ids, expert_ids, num_padded = generate_moe_tensors(
+            topk_ids, self._config.num_experts, self._gemm_type, block_size_config=block
+        )
+        top_k = topk_ids.shape[1]
+        return {"sorted_ids": sorted_ids, "expert_ids": expert_ids, "num_tokens_padded": num_padded, "top_k": top_k}
+
+    def calls(self, x: Tensor, out: Tensor, routings: Sequence[Tensor] = ()) -> list[Call]:
+        """Calls that multiply bf16 tokens, quantised beforehand, into `out`. The first call compiles, for seconds.
+
+        With experts, `routings` are int32 [rows of x, top_k]: the experts of each row, of one draw after the other.
+        """
         from humming.forward import humming_forward, may_process_input
 
         inputs, group_scales, token_scales = may_process_input(self._config, x)
@@ -146,10 +174,14 @@ class HummingKernels:
             "inputs": inputs,
             "input_scale": token_scales if group_scales is None else group_scales,
             "outputs": out,
-            "compute_config": json.dumps({"gemm_type": "dense"}),
+            "compute_config": json.dumps({"gemm_type": self._gemm_type.value}),
             "tuning_config": json.dumps(self._tuning),
         }
-        return [lambda tensors=tensors: humming_forward(self._config, **options, **tensors) for tensors in self._sets]
+        products = [self._routed(topk_ids) for topk_ids in routings] or [{}]
+        return [
+            lambda tensors=tensors, product=product: humming_forward(self._config, **options, **tensors, **product)
+            for tensors, product in rotation(self._sets, products)
+        ]
 
 
 class Marlin:
@@ -157,7 +189,7 @@ class Marlin:
 
     name = "vllm-marlin"
 
-    def __init__(self, matrix: GemmMatrix) -> None:
+    def __init__(self, matrix: Matrix) -> None:
         case = matrix.case
         if (case.scheme.name, case.activation) != ("int4-g128", "bf16") or case.has_bias:
             raise UnavailableError("compared for int4-g128 x bf16 without bias only")

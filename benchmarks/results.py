@@ -16,14 +16,15 @@ except ModuleNotFoundError:  # Python 3.10
 
 Row = dict[str, Any]
 
-KEY = ("op", "model", "part", "n", "k", "experts", "tokens", "weight", "activation", "routing")
+KEY = ("op", "model", "part", "n", "k", "experts", "tokens", "weight", "activation", "routing", "quantisation")
 NEVER_SLOWER = 0.98  # median ratio to the peer, over alternated runs
+SKEW_COSTS = 1.15  # at most, in times of the floor, which counts active experts, against balanced routing
 TARGETS = Path(__file__).resolve().parent / "targets.toml"
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
     """What a row measured; a file has one row per key."""
-    return tuple(row[name] for name in KEY)
+    return tuple(row.get(name) for name in KEY)
 
 
 def load(path: Path) -> list[Row]:
@@ -58,18 +59,36 @@ HEAD = (
 )
 
 
+def variant(row: Row) -> str:
+    """How tokens come to experts, nothing for a dense product."""
+    quantisation = f", quantisation {row['quantisation']}" if row.get("quantisation") else ""
+    return f"{row['routing']}{quantisation}" if row.get("routing") else ""
+
+
+def compared_us(row: Row) -> float:
+    """The time that references and targets are compared with: of moe_gemm on its own, where it has one."""
+    return row.get("gemm_us") or row["us"]
+
+
 def line(row: Row) -> str:
     """A row of the table under HEAD; the floor is in percent of the time, 100 is as fast as can be."""
     start = f"{row['weight'] + ' x ' + row['activation']:<22} {row['n']:>5}x{row['k']:<5} {row['tokens']:>6} "
     if row.get("error") is not None:
-        return f"{start} WRONG: {row['error']}"
+        return f"{start} WRONG: {row['error']}  {variant(row)}".rstrip()
     peer = f"{row['peer_us']:>9.2f} {row['ratio']:>5.2f}" if row["peer_us"] else f"{'-':>9} {'-':>5}"
-    return f"{start}{row['us']:>9.2f} {row['tflops']:>8.1f} {row['gbs']:>6.0f} {row['floor_percent']:>5.0f}% {peer}"
+    text = f"{start}{row['us']:>9.2f} {row['tflops']:>8.1f} {row['gbs']:>6.0f} {row['floor_percent']:>5.0f}% {peer}"
+    if not row.get("routing"):
+        return text
+    alone = f"moe_gemm {row['gemm_us']:.2f} us, " if row["gemm_us"] else ""
+    return f"{text}  {alone}{row['active_experts']:.1f} experts, {variant(row)}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """One limit for one problem. `kind`: us (at most), tflops, of_library (at least), of_floor (see `limit_for`)."""
+    """One limit for one problem. `kind`: us (at most), tflops, of_library, of_peer (at least), of_floor (see `judge`).
+
+    With experts, the problem has balanced routing, and its tokens are quantised and aligned before.
+    """
 
     work: str
     n: int
@@ -80,11 +99,13 @@ class Target:
     kind: str
     limit: float
     plus_us: float = 0.0
+    op: str = "gemm"
 
     def fits(self, row: Row) -> bool:
         """Whether the row measured this target's problem."""
-        names = ("n", "k", "weight", "activation", "tokens")
-        return row["op"] == "gemm" and all(row[name] == getattr(self, name) for name in names)
+        names = ("op", "n", "k", "weight", "activation", "tokens")
+        is_plain = row["routing"] in (None, "balanced") and row.get("quantisation") != "timed"
+        return is_plain and all(row[name] == getattr(self, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -102,10 +123,17 @@ class Verdict:
 
     def __str__(self) -> str:
         state = "met" if self.is_met else "no row" if self.miss is None else f"{self.miss:+.1f}%"
-        return f"{self.target.work:<40} {self.target.tokens:>6}  {self.limit:>22}  {self.measured:>12}  {state:>8}"
+        target, shape = self.target, f"{self.target.n}x{self.target.k}"
+        problem = f"{target.work:<40} {shape:>10} {target.tokens:>6}"
+        return f"{problem}  {self.limit:>22}  {self.measured:>12}  {state:>8}"
 
 
-_LIMITS = ("us", "tflops", "of_library", "of_floor")
+_LIMITS = ("us", "tflops", "of_library", "of_peer", "of_floor")
+_RATIOS = {
+    "tflops": ("tflops", "TFLOP/s"),
+    "of_library": ("library_ratio", "x library"),
+    "of_peer": ("ratio", "x peer"),
+}
 
 
 def load_targets(path: Path = TARGETS) -> tuple[str, list[Target]]:
@@ -115,9 +143,13 @@ def load_targets(path: Path = TARGETS) -> tuple[str, list[Target]]:
     for entry in data["target"]:
         (kind,) = (name for name in _LIMITS if name in entry)
         limits = entry[kind] if isinstance(entry[kind], list) else [entry[kind]] * len(entry["tokens"])
-        for tokens, limit in zip(entry["tokens"], limits, strict=True):
-            problem = {name: entry[name] for name in ("work", "n", "k", "weight", "activation")}
-            targets.append(Target(**problem, tokens=tokens, kind=kind, limit=limit, plus_us=entry.get("plus_us", 0.0)))
+        problem = {name: entry[name] for name in ("work", "weight", "activation")}
+        options = {name: entry[name] for name in ("op", "plus_us") if name in entry}
+        for n, k in entry.get("matrices") or [(entry["n"], entry["k"])]:
+            targets += [
+                Target(**problem, **options, n=n, k=k, tokens=tokens, kind=kind, limit=limit)
+                for tokens, limit in zip(entry["tokens"], limits, strict=True)
+            ]
     return data["gpu"], targets
 
 
@@ -131,8 +163,9 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
         text = f"<= {limit:.2f} us" if row is not None or kind == "us" else f"<= {limit} x floor"
         if row is None:
             return Verdict(target, text, "-", None)
-        return Verdict(target, text, f"{row['us']:.2f} us", 100 * (row["us"] / limit - 1))
-    field, unit = ("tflops", "TFLOP/s") if kind == "tflops" else ("library_ratio", "x library")
+        us = compared_us(row)
+        return Verdict(target, text, f"{us:.2f} us", 100 * (us / limit - 1))
+    field, unit = _RATIOS[kind]
     text = f">= {limit:g} {unit}"
     value = None if row is None else row[field]
     if value is None:
@@ -148,12 +181,24 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["binary"] == binary]
 
 
+def skew_costs(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+    """Each skewed row with what its skew costs: its time over its floor, over the same of the balanced row."""
+    rows = [row for row in rows if row.get("error") is None]
+    balanced = {key_of(row): row for row in rows if row["routing"] == "balanced"}
+    pairs = [(row, balanced.get(key_of({**row, "routing": "balanced"}))) for row in rows if row["routing"] == "skewed"]
+    relative = lambda row: compared_us(row) / row["floor_us"]  # noqa: E731
+    return [(row, relative(row) / relative(other)) for row, other in pairs if other is not None]
+
+
 def gate(rows: Sequence[Row], targets: Iterable[Target]) -> bool:
-    """Prints targets, wrong results and rows slower than the peer. Returns whether there is nothing to fix."""
+    """Prints targets, and rows that are wrong, slower than the peer, or too slow when skewed.
+
+    Returns whether there is nothing to fix.
+    """
     current = newest(rows)
     print(f"{len(current)} rows of the kernels measured last, {len(rows) - len(current)} of others do not count\n")
     verdicts = [judge(target, current) for target in targets]
-    print(f"{'target':<40} {'tokens':>6}  {'limit':>22}  {'measured':>12}  {'miss':>8}")
+    print(f"{'target':<40} {'n x k':>10} {'tokens':>6}  {'limit':>22}  {'measured':>12}  {'miss':>8}")
     for verdict in verdicts:
         print(verdict)
     wrong = [row for row in current if row.get("error") is not None]
@@ -162,6 +207,11 @@ def gate(rows: Sequence[Row], targets: Iterable[Target]) -> bool:
     unmet = sum(not verdict.is_met for verdict in verdicts)
     print(f"\n{unmet} of {len(verdicts)} targets not met; {len(wrong)} wrong results;")
     print(f"slower than the peer (ratio below {NEVER_SLOWER}): {len(slower)} of {len(compared)} rows")
+    costs = skew_costs(current)
+    skewed = [(row, cost) for row, cost in costs if cost > SKEW_COSTS]
+    print(f"skewed routing costs more than a factor of {SKEW_COSTS}: {len(skewed)} of {len(costs)} rows")
     for row in [*wrong, *slower]:
         print(f"  {line(row)}")
-    return not (unmet or wrong or slower)
+    for row, cost in skewed:
+        print(f"  {line(row)}: {cost:.2f}")
+    return not (unmet or wrong or slower or skewed)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from .gemm import GemmProblem, WrongResultError
+from .gemm import GemmProblem
+from .problem import WrongResultError
 from .timing import IDLE_TOKENS, Timer, sample_in_turn
 
 _QUICK_REPLAYS = 5

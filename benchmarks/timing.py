@@ -52,9 +52,10 @@ class Timer:
         num_graphs = math.ceil(len(calls) / self.calls_per_replay)
         rotation = [calls[i % len(calls)] for i in range(num_graphs * self.calls_per_replay)]
         parts = [rotation[i * self.calls_per_replay :][: self.calls_per_replay] for i in range(num_graphs)]
+        self.last = (len(rotation) - 1) % len(calls)  # the call that `replay` ends with
         self._is_cuda = device.type == "cuda"
         self.replays = REPLAYS if self._is_cuda else 2
-        self._replays = _capture(parts) if self._is_cuda else [_run_all(part) for part in parts]
+        self._replays = _capture(parts) if self._is_cuda else [run_all(part) for part in parts]
 
     def replay(self) -> None:
         """Runs every call of the rotation once, untimed, and waits."""
@@ -89,7 +90,9 @@ class Timer:
         return event
 
 
-def _run_all(calls: Sequence[Call]) -> Call:
+def run_all(calls: Sequence[Call]) -> Call:
+    """One call that makes all of them in turn."""
+
     def run() -> None:
         for call in calls:
             call()

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import bench, references, results, retune, timing  # noqa: E402
 from benchmarks.cases import ACTIVATIONS, PARTS, Case  # noqa: E402
-from benchmarks.gemm import GemmMatrix, GemmProblem, WrongResultError  # noqa: E402
+from benchmarks.gemm import GemmMatrix, GemmProblem  # noqa: E402
+from benchmarks.problem import WrongResultError  # noqa: E402
 
 CPU = torch.device("cpu")
 SMOKE = {f"{case.scheme.name} x {case.activation}": case for case in PARTS["smoke"]}

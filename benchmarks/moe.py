@@ -1,0 +1,161 @@
+"""The product with experts as a thing to measure, with the routing that an engine's call contains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from humming_ext import PackedWeight, _ops
+
+from .cases import MoeCase
+from .problem import Matrix, Problem
+from .references import Call, rotation
+from .timing import Work, run_all
+
+_MANY_DRAWS, _FEW_DRAWS = 8, 2
+_FEW_FROM_TOKENS = 256
+_ROW_PER_BLOCK = 1  # of moe_align: then its descriptors name the expert of every sorted row
+
+_torch_ops = torch.ops.humming
+
+
+def draw(tokens: int, experts: int, top_k: int, routing: str, rng: np.random.Generator) -> np.ndarray:
+    """int32 [tokens, top_k]: random experts, different for a token, without replacement.
+
+    Balanced: all are equally likely. Skewed: by Zipf's law with s = 1, the r-th most popular as 1 / r, in random order.
+    """
+    likelihood = np.ones(experts) if routing == "balanced" else 1 / (1 + rng.permutation(experts))
+    # The largest k of log(p) + Gumbel noise are k draws without replacement from p.
+    keys = np.log(likelihood) + rng.gumbel(size=(tokens, experts))
+    return np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k].astype(np.int32)
+
+
+class Routing:
+    """One draw, and what `align` makes of it, in tensors that are allocated once."""
+
+    def __init__(self, ids: np.ndarray, case: MoeCase, device: torch.device) -> None:
+        self.ids = ids
+        self.topk_ids = torch.from_numpy(ids).to(device)  # int32 [tokens, top_k]
+        self._align_arguments = (self.topk_ids, case.experts, _ROW_PER_BLOCK, None)
+        names = ("sorted_pairs", "positions", "blocks", "num_blocks")
+        self._aligned = dict(zip(names, _ops._moe_align_outputs(*self._align_arguments), strict=True))
+        self._row_experts = torch.empty_like(self._aligned["sorted_pairs"])  # int32 [pairs]
+        self._is_indexed = case.layout == "indexed"
+        self._bounds = torch.arange(case.experts + 1, dtype=torch.int32, device=device)
+        self._offsets = torch.empty_like(self._bounds)
+        self.align()
+
+    def align(self) -> None:
+        """Fills the tensors of `arguments`."""
+        _torch_ops.moe_align.out(*self._align_arguments, **self._aligned)
+        self._row_experts.copy_(self._aligned["blocks"][:, 0])
+        if not self._is_indexed:
+            torch.searchsorted(self._row_experts, self._bounds, out_int32=True, out=self._offsets)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of moe_gemm: from layout to top_k."""
+        if self._is_indexed:
+            rows = (self._aligned["sorted_pairs"], self._row_experts, self._aligned["num_blocks"])
+            return ("indexed", *rows, None, None, None, self.ids.shape[1])
+        return ("contiguous", None, None, None, self._offsets, None, None, 1)
+
+    def row_experts(self) -> np.ndarray:
+        """The expert of each row of the output, without help from the ops."""
+        experts = self.ids.reshape(-1)
+        return experts if self._is_indexed else np.sort(experts)
+
+    def peer_ids(self) -> torch.Tensor:
+        """int32 [rows of x, experts per row]: the same routing of the same rows of x to the same rows of the output."""
+        return self.topk_ids if self._is_indexed else self.topk_ids.view(-1).sort().values[:, None]
+
+
+class MoeMatrix(Matrix):
+    """The matrix of every expert that one GPU has."""
+
+    case: MoeCase
+
+    def draws(self, tokens: int) -> list[np.ndarray]:
+        """The routings of a token count, the same in every run."""
+        case = self.case
+        count = _MANY_DRAWS if tokens < _FEW_FROM_TOKENS else _FEW_DRAWS
+        sizes = (case.local_tokens(tokens), case.experts, case.top_k)
+        return [draw(*sizes, case.routing, np.random.default_rng([tokens, i])) for i in range(count)]
+
+    def active_experts(self, tokens: int) -> float:
+        """How many experts have a row at all, on average over the draws."""
+        return float(np.mean([len(np.unique(ids)) for ids in self.draws(tokens)]))
+
+    def bytes_per_call(self, weight: PackedWeight) -> int:
+        return round(weight.nbytes * self.active_experts(min(self.tokens)) / self.case.experts)
+
+    def num_rows(self, tokens: int) -> int:
+        return self.case.local_tokens(tokens) * self.case.top_k
+
+    def problem(self, tokens: int) -> MoeProblem:
+        return MoeProblem(self, tokens)
+
+
+class MoeProblem(Problem):
+    """What an engine calls for one matrix, in rotation over routings and copies of the weights. `calls` contain
+
+    1. quantize_activation, per token, if the case times the quantisation;
+    2. moe_align with blocks of one row, and a copy of the descriptors' column of experts;
+    3. contiguous layout: a search in that column for the offset of every expert;
+    4. moe_gemm, without activation: with the indexed layout what it permutes itself, with the contiguous layout (down)
+       nothing, because the activation before wrote its rows sorted.
+
+    An engine aligns once for gate_up and down; each contains it here. `gemm_calls` are moe_gemm on its own, aligned
+    before, as the peer's kernel is called: ratios and targets are about them. Where the quantisation is timed there are
+    none, nor is there a peer.
+    """
+
+    def __init__(self, matrix: MoeMatrix, tokens: int) -> None:
+        case: MoeCase = matrix.case
+        pairs = matrix.num_rows(tokens)
+        super().__init__(matrix, tokens, case.local_tokens(tokens) if case.layout == "indexed" else pairs)
+        self._routings = [Routing(ids, case, matrix.device) for ids in matrix.draws(tokens)]
+        self._workspace = _ops._workspace(self.out)
+        self.num_products = len(self._routings)
+        self._active = matrix.active_experts(tokens)
+        self._is_quantisation_timed = case.quantisation == "timed"
+        turns = rotation(matrix.weights, self._routings)
+        gemm_calls = [self._gemm_call(weight, routing) for weight, routing in turns]
+        before = [self._quantise_call()] if self._is_quantisation_timed else []
+        self.calls = [
+            run_all([*before, routing.align, call]) for call, (_, routing) in zip(gemm_calls, turns, strict=True)
+        ]
+        self.gemm_calls = None if self._is_quantisation_timed else gemm_calls
+        self.facts = {
+            **{"layout": case.layout, "top_k": case.top_k, "pairs": pairs, "active_experts": self._active},
+            **{"draws": self.num_products, "peer_routing": "same"},
+        }
+
+    def _gemm_call(self, weight: PackedWeight, routing: Routing) -> Call:
+        arguments = (self.x, self.x_scale, weight.packed, weight.scale2, self.matrix.bias, weight.desc)
+        arguments += routing.arguments
+        options = {"expected_tokens": len(self.out), "out": self.out, "workspace": self._workspace}
+        return lambda: _torch_ops.moe_gemm.out(*arguments, **options)
+
+    def _quantise_call(self) -> Call:
+        x16, outputs = self.x16, {"out": self.x, "scale": self.x_scale}
+        return lambda: _torch_ops.quantize_activation.out(x16, 0, **outputs)
+
+    @property
+    def work(self) -> Work:
+        case, pairs = self.matrix.case, len(self.out)
+        activations = self.x16.nbytes if self._is_quantisation_timed else self.activation_bytes
+        return Work(
+            bytes=round(self._active * self.matrix.nbytes) + activations + self.out.nbytes,
+            flops=2 * pairs * case.n * case.k,
+            operand=self.matrix.spec.operand,
+        )
+
+    def _sources(self, product: int) -> tuple[np.ndarray, np.ndarray]:
+        rows, case = self._sampled_rows, self.matrix.case
+        experts = self._routings[product].row_experts()[rows]
+        return rows // case.top_k if case.layout == "indexed" else rows, experts
+
+    def _peer_calls(self, peer: Any) -> list[Call]:
+        return peer.calls(self.x16, self.out, [routing.peer_ids() for routing in self._routings])
