@@ -229,6 +229,23 @@ def run_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
     return wrong, 0
 
 
+def prepare_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
+    """Lets humming-kernels compile what a part will call. Nothing is timed, so parts may be prepared side by side."""
+    work = list(run.cases(part))
+    for index, (case, tokens) in enumerate(work):
+        if run.is_over:
+            return 0, len(work) - index
+        matrix = run.load(case, tokens)
+        make = matrix.problem(min(tokens)).references().get(HummingKernels.name)
+        start = time.monotonic()
+        if make is None:
+            print(f"{case}: {matrix.peers[HummingKernels.name]}", flush=True)
+        else:
+            make()[0]()  # compiles for all of the matrix's token counts
+            print(f"{case}: {time.monotonic() - start:.1f} s", flush=True)
+    return 0, 0
+
+
 def retune_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
     """Times every instance for the cases of a part and writes the table of this GPU. Returns as `run_part` does."""
     path = TUNED / f"{gpu_slug(run.stamp['gpu'])}.csv"
@@ -280,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--plot", action="store_true", help="write a PNG beside the rows of each part, and stop; needs matplotlib")
     add("--gate", action="store_true", help="hold the rows against targets.toml, and stop; status 1 if one is missed")
+    add("--prepare", action="store_true", help="only let the peer compile what it will run; needs HUMMING_CACHE_DIR")
     add("--retune", action="store_true", help="time every kernel instance instead, and write csrc/select/tuned")
     return parser
 
@@ -320,9 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = Run(options, device, stamp(device, arguments), time.monotonic() + options.seconds)
     ceilings, wrong, left = Ceilings(device), 0, 0
+    measure_part = prepare_part if options.prepare else retune_part if options.retune else run_part
     try:
         for part in parts:
-            found, unreached = (retune_part if options.retune else run_part)(run, part, ceilings)
+            found, unreached = measure_part(run, part, ceilings)
             wrong, left = wrong + found, left + unreached
     except UnavailableError as error:
         parser.error(f"--retune: {error}")
