@@ -66,6 +66,8 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
                              Config::kCtas) void gemm_sm90_kernel(const __grid_constant__ CUtensorMap map,
                                                                   const __grid_constant__ GemmSm90Params p) {
   using Gemm = Sm90Gemm<Config>;
+  using Producer = typename Gemm::Producer;
+  using Consumers = typename Gemm::Consumers;
   constexpr Sm90Tile kTile = Gemm::tile();
   constexpr float kUnit = power_of_two(Gemm::Weights::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
@@ -118,10 +120,10 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   if (group == kConsumers) {
     if constexpr (kTile.moves_registers()) ptx::set_max_registers_down<registers_of(kConsumers).producer>();
     if (warp == 4 * kConsumers && ptx::elect_one()) {
-      Gemm::produce(m, &map, ring, work, m.early_stages);
+      Producer::produce(m, &map, ring, work, m.early_stages);
 #pragma unroll 1
       for (int tile = first_tile + num_clusters; tile < num_tiles; tile += num_clusters) {
-        Gemm::produce(m, &map, ring, work_of_tile(tile), 0);
+        Producer::produce(m, &map, ring, work_of_tile(tile), 0);
       }
       // Late: where two CTAs fit on a multiprocessor, CTAs of the next grid would take the place of this one's. And
       // after the wait in produce(), so that a grid never overlaps the one before its predecessor.
@@ -131,13 +133,13 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       if (m.dependent_launch) ptx::wait_for_dependencies();
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
-        Gemm::produce_scales(m, ring, work_of_tile(tile), lane);
+        Producer::produce_scales(m, ring, work_of_tile(tile), lane);
       }
     }
     __syncwarp();
   } else {
     if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<registers_of(kConsumers).consumer>();
-    typename Gemm::Consumer consumer;
+    typename Consumers::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
     if constexpr (kTile.reduces()) {
@@ -147,26 +149,27 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       table.load_tokens(p.epilogue, work.token_tile * kTile.tokens, tokens_of(work), thread, 128 * kConsumers);
       fetch_parameters(p.epilogue);
 
-      Gemm::consume(m, ring, work, group, consumer);
+      Consumers::consume(m, ring, work, group, consumer);
       // All warps are done with the stages, which the partial sums overwrite.
       ptx::named_barrier_sync<2, 128 * kConsumers>();
-      const int share = group / kTile.row_groups * kTile.stage_shares() + Gemm::stage_share(consumer);
+      const int share = group / kTile.row_groups * kTile.stage_shares() + Consumers::stage_share(consumer);
       constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
       float* plane = reinterpret_cast<float*>(shared) + share * kTile.tokens * kPitch;
 #pragma unroll
       for (int patch = 0; patch < Gemm::kPatches; ++patch) {
-        store_partial<kTile.tokens>(Gemm::sums(consumer, patch), plane, kPitch,
-                                    64 * (group % kTile.row_groups) + 16 * (Gemm::first_patch(consumer) + patch), lane);
+        store_partial<kTile.tokens>(Consumers::sums(consumer, patch), plane, kPitch,
+                                    64 * (group % kTile.row_groups) + 16 * (Consumers::first_patch(consumer) + patch),
+                                    lane);
       }
     } else {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
         work = work_of_tile(tile);
-        Gemm::consume(m, ring, work, group, consumer);
+        Consumers::consume(m, ring, work, group, consumer);
         if (m.dependent_launch) ptx::wait_for_dependencies();
         store_sums<kTile.tokens>(
-            p.epilogue, Gemm::sums(consumer, 0), kUnit,
-            work.row_tile * kTile.rows() + 64 * (group % kTile.row_groups) + 16 * Gemm::first_patch(consumer),
+            p.epilogue, Consumers::sums(consumer, 0), kUnit,
+            work.row_tile * kTile.rows() + 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer),
             work.token_tile * kTile.tokens, m.tokens, lane,
             epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
       }

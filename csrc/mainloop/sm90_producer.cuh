@@ -1,0 +1,155 @@
+// The producers of the Hopper main loop: the lane that brings weights and tokens, and the warp that brings the tokens'
+// scales where they have groups.
+//
+//   global   packed [strip][record], tokens [M][K], scales [M][records along K]
+#pragma once
+
+#include "mainloop/sm90_stage.cuh"
+
+namespace humming {
+
+template <class Config>
+struct Sm90Producer : Sm90Stage<Config> {
+  using Stage = Sm90Stage<Config>;
+  using Stage::kClearTail;
+  using Stage::tile;
+  using typename Stage::Ring;
+  using typename Stage::Work;
+
+  // Where the next copies of a work item come from. Running addresses, because one lane walks through this code and
+  // every instruction delays the next copy.
+  struct Source {
+    const uint8_t* weights;  // of the first row group
+    int strips;              // row groups that exist
+    int token;
+    int block;  // of 128 bytes along K
+  };
+
+  __device__ static void copy_weights(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int bytes) {
+    uint32_t to = ptx::shared_address(ring.stage_weights());
+    const uint8_t* from = source.weights;
+#pragma unroll
+    for (int group = 0; group < tile().row_groups; ++group) {
+      if (group < source.strips) ptx::bulk_copy(to, from, bytes, ring.full());
+      to += tile().stage_tiles() * p.record_bytes;
+      from += p.strip_bytes;
+    }
+  }
+
+  // The half tail record lies at record `index` of the stage, where a full one would: its codes, and its scales.
+  __device__ static uint8_t* tail_place(const Sm90MainloopParams& p, const Ring& ring, int group, int index) {
+    return ring.stage_weights() + (group * tile().stage_tiles() + index) * p.record_bytes;
+  }
+  __device__ static void copy_tail(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int index) {
+    const uint8_t* from = source.weights + index * p.record_bytes;
+#pragma unroll 1
+    for (int group = 0; group < source.strips; ++group, from += p.strip_bytes) {
+      const uint32_t to = ptx::shared_address(tail_place(p, ring, group, index));
+      ptx::bulk_copy(to, from, p.tail_codes_bytes, ring.full());
+      if (p.tail_scale_bytes > 0) {
+        ptx::bulk_copy(to + p.view.scale_offset, from + p.tail_codes_bytes, p.tail_scale_bytes, ring.full());
+      }
+    }
+  }
+  // Zeros where its second half would be. Before the stage's arrival, which publishes them.
+  __device__ static void clear_tail(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int index) {
+    ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
+#pragma unroll 1
+    for (int group = 0; group < source.strips; ++group) {
+      uint4* codes = reinterpret_cast<uint4*>(tail_place(p, ring, group, index) + p.tail_codes_bytes);
+#pragma unroll 1
+      for (int i = 0; i < p.tail_codes_bytes / 16; ++i) codes[i] = make_uint4(0, 0, 0, 0);
+    }
+    ptx::fence_proxy_async();  // a later bulk copy overwrites these stores
+  }
+
+  // Tokens of a whole stage. One copy brings all blocks where K is a multiple of a block, else one copy a block, so
+  // that the columns past K are zeros and not the next token's.
+  __device__ static void copy_tokens(const Sm90MainloopParams& p, const CUtensorMap* map, const Ring& ring,
+                                     Source& source) {
+    constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
+    constexpr int kBlockColumns = 128 / tile().value_bytes;
+    uint32_t to = ptx::shared_address(ring.stage_tokens());
+    if (p.k % kBlockColumns == 0) {
+      ptx::tensor_copy(to, map, 0, source.token, source.block, ring.full());
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kBlocks; ++i, to += tile().tokens * 128) {
+        ptx::tensor_copy(to, map, (source.block + i) * kBlockColumns, source.token, 0, ring.full());
+      }
+    }
+    source.block += kBlocks;
+  }
+
+  // Fills the ring for one work item. `early`: stages of weights, which do not depend on the grid ahead, to ask for
+  // before it has ended; few, because tokens queue behind weights. 0 after the CTA's first work item.
+  __device__ static void produce(const Sm90MainloopParams& p, const CUtensorMap* map, Ring& ring, const Work& work,
+                                 int early) {
+    constexpr int kStageTiles = tile().stage_tiles();
+    const int stage_bytes = kStageTiles * p.record_bytes;
+    const int strip = work.row_tile * tile().row_groups;
+    Source source;
+    source.weights = p.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
+    source.strips = min(tile().row_groups, p.num_strips - strip);
+    source.token = work.token_tile * tile().tokens;
+    source.block = work.k_begin * tile().token_blocks();
+
+    const int tail = p.half_tail && work.k_end == p.num_k_tiles;
+    const int records = work.k_end - work.k_begin - tail;
+    const int full_stages = records / kStageTiles;
+    const auto begin_stage = [&](int bytes) {
+      ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
+      ptx::mbarrier_expect_tx(ring.full(), source.strips * bytes + tile().token_stage_bytes());
+    };
+    const auto next_full_stage = [&] {
+      begin_stage(stage_bytes);
+      copy_weights(p, ring, source, stage_bytes);
+      source.weights += stage_bytes;
+    };
+
+    early = min(early, full_stages);
+    Ring tokens_ring = ring;
+#pragma unroll 1
+    for (int i = 0; i < early; ++i, ring.next()) next_full_stage();
+    if (p.dependent_launch) ptx::wait_for_dependencies();
+#pragma unroll 1
+    for (int i = 0; i < early; ++i, tokens_ring.next()) copy_tokens(p, map, tokens_ring, source);
+#pragma unroll 1
+    for (int i = early; i < full_stages; ++i, ring.next()) {
+      next_full_stage();
+      copy_tokens(p, map, ring, source);
+    }
+    const int rest = records - full_stages * kStageTiles;
+    if (rest + tail > 0) {
+      const int bytes = rest * p.record_bytes;
+      if (kClearTail && tail) clear_tail(p, ring, source, rest);
+      begin_stage(bytes + (tail ? p.tail_codes_bytes + p.tail_scale_bytes : 0));
+      if (rest > 0) copy_weights(p, ring, source, bytes);
+      if (tail) copy_tail(p, ring, source, rest);
+      copy_tokens(p, map, ring, source);
+      ring.next();
+    }
+  }
+
+  // A warp of its own brings the tokens' scales of one work item, strided as they lie: zeros for what is no token.
+  __device__ static void produce_scales(const Sm90MainloopParams& p, Ring& ring, const Work& work, int lane) {
+    const int first = work.token_tile * tile().tokens;
+    const int tokens = min(tile().tokens, p.tokens - first);
+    const float* scales = p.token_scales + first * p.token_scale_stride;
+#pragma unroll 1
+    for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles(), ring.next()) {
+      ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
+      const uint32_t to = ptx::shared_address(ring.stage_scales());
+#pragma unroll 1
+      for (int i = lane; i < tile().stage_tiles() * tile().tokens; i += 32) {
+        const int token = i % tile().tokens;
+        const int record = k + i / tile().tokens;
+        const bool exists = token < tokens && record < work.k_end;
+        ptx::async_copy_4(to + 4 * i, scales + (exists ? token * p.token_scale_stride + record : 0), exists ? 4 : 0);
+      }
+      ptx::mbarrier_arrive_after_copies(ring.full());
+    }
+  }
+};
+
+}  // namespace humming

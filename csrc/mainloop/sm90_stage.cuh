@@ -1,0 +1,79 @@
+// What the producers and the consumers of the Hopper main loop (sm90_gemm.cuh) share: a work item, and a ring of
+// stages.
+//
+//   shared   stage s: tokens [record of the stage][block][token][128 bytes], 128-byte swizzle
+//                     weights [row group][record of the stage][record_bytes]
+//                     where tokens have groups, their scales [record of the stage][token]
+//
+// Barriers of stage s: full (the producer's arrive with its byte count, and all lanes of the warp that brings scales),
+// empty (lane 0 of every warp that has the stage).
+#pragma once
+
+#include "mainloop/ptx.h"
+#include "mainloop/sm90_params.h"
+#include "mainloop/sm90_tile.h"
+#include "mainloop/weight_tile.cuh"
+
+namespace humming {
+
+// Config: the manifest's columns. mma.sync instead of wgmma serves few tokens of a 16-bit operand.
+template <class Config>
+struct Sm90Stage {
+  static constexpr Operand kOperand = Config::kOperand;
+  static constexpr bool k16 = order_of(kOperand) == Order::k16;
+  // A function: device code cannot use a static member object.
+  __host__ __device__ static constexpr Sm90Tile tile() {
+    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK,   Config::kTokens,
+            Config::kKTiles,    k16 ? 2 : 1,     Config::kMmaPatches, Config::kTokenGroups};
+  }
+  using Weights = WeightTile<Config>;
+  static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
+  // Whether the sums of a record, or of its groups, join a total in fp32.
+  static constexpr bool kPromoted = kAccumulatorScale || Config::kTokenGroups;
+  using MmaType = std::conditional_t<kOperand == Operand::s8, int, float>;
+  static constexpr int kSums = tile().tokens / 2;  // accumulators of a thread and 16 rows
+  static constexpr bool kMmaSync = tile().mma_patches > 0;
+  static constexpr int kPatches = kMmaSync ? tile().mma_patches : 1;  // of 16 rows that a warp has
+
+  static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
+  static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
+  static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
+
+  // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
+  static constexpr bool kClearTail = Weights::kTraits.specials != Specials::none;
+
+  struct Work {
+    int row_tile, token_tile;
+    int k_begin, k_end;  // records
+  };
+
+  // Shared addresses, and the ring position both sides step through.
+  struct Ring {
+    const Sm90MainloopParams& p;
+    uint8_t* tokens;
+    uint8_t* weights;
+    uint8_t* scales;
+    uint32_t barriers;
+    int stage = 0;
+    uint32_t phase = 0;
+
+    __device__ uint32_t full() const { return barriers + 8 * stage; }
+    __device__ uint32_t empty() const { return barriers + 8 * (p.stages + stage); }
+    __device__ uint8_t* stage_tokens() const { return tokens + stage * tile().token_stage_bytes(); }
+    __device__ uint8_t* stage_weights() const { return weights + stage * tile().weight_stage_bytes(p.record_bytes); }
+    __device__ float* stage_scales() const {
+      return reinterpret_cast<float*>(scales + stage * tile().scale_stage_bytes());
+    }
+    __device__ void next(int steps = 1) {  // at most `stages` steps
+      stage += steps;
+      if (stage >= p.stages) {
+        stage -= p.stages;
+        phase ^= 1;
+      }
+    }
+  };
+
+  static constexpr int kFullArrivals = Config::kTokenGroups ? 1 + 32 : 1;
+};
+
+}  // namespace humming
