@@ -77,16 +77,8 @@ class Problem:
         return torch.full((self.x.shape[0] * pitch,), 0xFF, dtype=torch.uint8, device=self.x.device)
 
     def rows(self, m: int, *, pitched: bool) -> Problem:
-        """The first m rows. x is a view into NaN (integers: large numbers): rows follow it and, if `pitched`, columns.
-
-        Rows that are not pitched begin where they begin, which need not be a multiple of 16 bytes.
-        """
-        k, size = self.x.shape[1], self.x.element_size()
-        pitch = (-(-k * size // 128) + 1) * 128 // size if pitched else k
-        surroundings = torch.full(((m + 300) * pitch * size,), 0xFF, dtype=torch.uint8, device=self.x.device)
-        if self.x.dtype == torch.int8:
-            surroundings.fill_(0x7F)
-        x = surroundings.view(self.x.dtype).view(-1, pitch)[:m, :k]
+        """The first m rows, x amid NaN."""
+        x = amid_nan(m, self.x.shape[1], self.x.dtype, self.x.device.type, pitched=pitched)
         x.copy_(self.x[:m])
         x_scale = None if self.x_scale is None else self.x_scale[:m].contiguous()
         return Problem(
@@ -95,6 +87,18 @@ class Problem:
 
 
 Run = Callable[[Problem, torch.Tensor], None]
+
+
+def amid_nan(rows: int, k: int, dtype: torch.dtype, device: str, *, pitched: bool) -> torch.Tensor:
+    """[rows, k] full of NaN (integers: large numbers), as a view into more of it: rows follow and, if `pitched`, columns.
+
+    Rows that are not pitched begin where they begin, which need not be a multiple of 16 bytes.
+    """
+    size = torch.empty((), dtype=dtype).element_size()
+    pitch = (-(-k * size // 128) + 1) * 128 // size if pitched else k
+    fill = 0x7F if dtype == torch.int8 else 0xFF
+    memory = torch.full(((rows + 300) * pitch * size,), fill, dtype=torch.uint8, device=device)
+    return memory.view(dtype).view(-1, pitch)[:rows, :k]
 
 
 class Maker:

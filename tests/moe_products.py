@@ -1,0 +1,509 @@
+"""Products of experts to hold kernels against: the counterpart of products.py for moe_gemm and its three layouts.
+
+A `Mixture` is what tokens, routed to experts, give: one result per pair of a token and a slot, whatever the layout.
+`lay_out` makes a `Problem` of it: the arguments of one call, with NaN wherever the op may not read, and NaN expected in
+every row of out that it may not write. `run` everywhere is a function (problem, out) that writes the product into out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from products import NATIVE, Maker, amid_nan, case_of, columns, operand_rounded, power_of_two
+from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded
+
+LAYOUTS = ("indexed", "contiguous", "masked")
+X_SIZE = {"bf16": 1.0, "fp16": 1.0, "e4m3": 25.0, "int8": 91.0}  # root mean square of random x with its scales
+BLOCKS = (1, 8, 16, 32, 64, 128)  # rows that sorted_token_ids are padded to
+
+# Format, operand, scale type, group, zero: the pairs of products.py that checkpoints of mixtures have.
+PAIRS = [
+    *(("int4", operand, "bf16", 128, "none") for operand in ("bf16", "fp16", "e4m3")),
+    ("uint4", "bf16", "fp16", 64, "integer"),
+    *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "e4m3")),
+    *(("int4", operand, "none", 0, "none") for operand in ("e4m3", "s8")),
+    *(("e4m3", operand, "none", 0, "none") for operand in ("bf16", "e4m3")),
+    ("int8", "s8", "none", 0, "none"),
+]
+TOKEN_GROUP_PAIRS = [pair for pair in PAIRS if pair[1] in ("e4m3", "s8")]
+
+
+# ---- routing
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which expert each of tokens x top_k pairs goes to.
+
+    kind: balanced; skewed (the r-th expert's share falls as r^-1.2); one (all pairs to one expert); gaps (even experts
+    get nothing); mapped (skewed over twice as many experts, of which every other is another device's, and one slot in
+    eight is empty); nobody (all slots are empty). Tokens from `used` on have empty slots only.
+    """
+
+    kind: str
+    tokens: int
+    top_k: int
+    experts: int
+    used: int | None = None
+
+    def __str__(self) -> str:
+        used = "" if self.used is None else f"_of_which_{self.used}"
+        return f"{self.kind}-{self.tokens}{used}-top{self.top_k}-E{self.experts}"
+
+    @property
+    def expert_map(self) -> torch.Tensor:
+        """int64: the index here of every expert of all devices, or -1."""
+        if self.kind != "mapped":
+            return torch.arange(self.experts)
+        everywhere = torch.arange(2 * self.experts)
+        return torch.where(everywhere % 2 == 1, everywhere // 2, -1)
+
+    def pairs(self) -> torch.Tensor:
+        """int64 [tokens * top_k]: the expert of all devices' that a pair goes to, or -1."""
+        generator = torch.Generator().manual_seed(self.tokens * 1009 + self.top_k)
+        shape, everywhere = (self.tokens, self.top_k), len(self.expert_map)
+        ids = torch.arange(self.tokens * self.top_k).view(shape) % everywhere
+        if self.kind == "one":
+            ids.fill_(everywhere // 2)
+        elif self.kind == "nobody":
+            ids.fill_(-1)
+        elif self.kind != "balanced":
+            share = (torch.arange(everywhere) + 1.0) ** -1.2
+            if self.kind == "gaps":
+                share[::2] = 0
+            distinct = self.top_k <= int(share.count_nonzero())
+            ids = torch.multinomial(share.expand(self.tokens, -1), self.top_k, not distinct, generator=generator)
+        if self.kind == "mapped":
+            ids[torch.rand(shape, generator=generator) < 1 / 8] = -1
+        if self.used is not None:
+            ids[self.used :] = -1
+        return ids.view(-1)
+
+    def local(self) -> torch.Tensor:
+        """int64 [tokens * top_k]: the expert here of every pair, or -1."""
+        pairs = self.pairs()
+        return torch.where(pairs >= 0, self.expert_map[pairs], -1)
+
+
+def _routings() -> Iterator[Routing]:
+    for tokens, top_k, experts in [(1, 1, 1), (16, 4, 8), (300, 8, 8), (64, 1, 128), (1000, 1, 1), (0, 4, 8)]:
+        yield Routing("balanced", tokens, top_k, experts)
+    for tokens, top_k, experts in [(3, 6, 8), (64, 4, 8), (1000, 4, 8), (1, 8, 128), (16, 8, 128), (1000, 8, 128)]:
+        yield Routing("skewed", tokens, top_k, experts)
+    for tokens, experts in [(16, 8), (64, 128), (300, 8), (1000, 8)]:
+        yield Routing("one", tokens, 1, experts)
+    for tokens, top_k, experts in [(3, 1, 8), (64, 4, 8), (300, 6, 128)]:
+        yield Routing("gaps", tokens, top_k, experts)
+    for tokens, top_k, experts in [(1, 4, 8), (16, 6, 8), (300, 4, 8), (1000, 8, 128)]:
+        yield Routing("mapped", tokens, top_k, experts)
+    yield Routing("nobody", 16, 4, 8)
+
+
+ROUTINGS = list(_routings())
+SHAPES = [(200, 80), (360, 192), (72, 288), (136, 360), (360, 720)]  # n, k: remainders of every tile
+
+
+# ---- tokens, experts and what they give
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows the sums. scale2: per "channel" or "expert". weighted: times the pair's weight."""
+
+    activation: str = "none"
+    args: tuple[float, ...] = ()  # limit, alpha, beta
+    scale2: str = "channel"
+    bias: str | None = "bf16"
+    weighted: bool = True
+
+    @property
+    def gated(self) -> bool:
+        return self.activation != "none" and not self.activation.endswith("_no_mul")
+
+    def __str__(self) -> str:
+        parts = [self.activation, *map(str, self.args), f"scale2_per_{self.scale2}", f"bias_{self.bias}"]
+        return "-".join(parts) + ("-weighted" if self.weighted else "")
+
+
+BARE = Epilogue(bias=None, weighted=False)
+EPILOGUES = [
+    Epilogue("silu"),
+    Epilogue("silu", scale2="expert", bias=None, weighted=False),
+    Epilogue("silu", (0.75,), bias="fp32"),
+    Epilogue("swigluoai", weighted=False),
+    Epilogue("swigluoai", (0.5, 1.25, 0.75), bias="fp16"),
+    Epilogue("gelu", weighted=False),
+    Epilogue("gelu_tanh", scale2="expert"),
+    Epilogue("relu2", bias=None),
+    Epilogue("none", scale2="expert", bias="fp32", weighted=False),  # the logical order, gate rows first
+    *(Epilogue(f"{name}_no_mul") for name in ("silu", "gelu", "gelu_tanh", "relu2")),
+]
+
+
+def activate(y: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
+    """Of y [rows, n], in y's type; gated activations of gate and up halves."""
+    functional = torch.nn.functional
+    gate, up = y.chunk(2, dim=1) if epilogue.gated else (y, torch.ones((), dtype=y.dtype, device=y.device))
+    name = epilogue.activation.removesuffix("_no_mul")
+    if name in ("silu", "swigluoai"):
+        defaults = (0.0, 1.0, 0.0) if name == "silu" else (7.0, 1.702, 1.0)
+        limit, alpha, beta = (*epilogue.args, *defaults[len(epilogue.args) :])
+        if limit:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return gate * torch.sigmoid(alpha * gate) * (up + beta)
+    if name == "none":
+        return y
+    if name == "relu2":
+        return functional.relu(gate).square() * up
+    return functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Packed weights and their values: `values` [experts, n, k] in float64, `rounded` to the operand in fp32."""
+
+    packed: torch.Tensor
+    row_scale: torch.Tensor | None  # [experts, n]
+    values: torch.Tensor
+    rounded: torch.Tensor
+
+
+@lru_cache(maxsize=16)
+def make_experts(case: WeightCase, device: str, *, simple: bool = False, all_codes: bool = False) -> Experts:
+    """Random weights. simple, all_codes: as of `Maker.weight`."""
+    weight = Maker(device, simple, *case.desc).weight(
+        replace(case, n=case.experts * case.n, experts=0), simple=simple, all_codes=all_codes
+    )
+    codes, scale, zero, values = (
+        None if rows is None else rows.view(case.experts, case.n, -1)
+        for rows in (weight.codes, weight.scale, weight.zero, weight.values)
+    )
+    packed, row_scale, stats = torch.ops.humming.prepack(codes, 8, scale, zero, case.desc, case.row_order)
+    assert stats.tolist() == [0, 0]
+    rounded = operand_rounded(values, case.operand).float()
+    if device == "cuda":
+        torch.cuda.synchronize()  # a product may fetch weights before the kernel ahead of it has ended
+    return Experts(packed, row_scale if case.rebased else None, values, rounded)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Tokens, their routing, experts and an epilogue; `exact` [pairs, columns] in float64 has NaN where a pair goes
+    nowhere; `plain` is what torch makes of it with weights rounded to the operand, in 16 bits."""
+
+    case: WeightCase
+    routing: Routing
+    epilogue: Epilogue
+    experts: Experts
+    scale2: torch.Tensor | None  # as the op takes it
+    bias: torch.Tensor | None
+    x: torch.Tensor  # [tokens, k]
+    x_scale: torch.Tensor | None  # [tokens, groups]
+    topk_weights: torch.Tensor | None  # [pairs]
+    exact: torch.Tensor
+    plain: torch.Tensor
+
+
+def expert_sums(x: torch.Tensor, weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """[rows, n] of rows [rows, k] sorted by expert and weights [experts, n, k]."""
+    return torch.cat([rows @ weight.T for rows, weight in zip(x.split(counts), weights, strict=True)])
+
+
+@lru_cache(maxsize=8)
+def make_mixture(
+    pair: tuple,
+    n: int,
+    k: int,
+    routing: Routing,
+    epilogue: Epilogue,
+    device: str,
+    *,
+    simple: bool = False,
+    identity: bool = False,
+    gate_up: bool = False,
+    x_group: int = 0,
+) -> Mixture:
+    """simple: every sum and the result before its last rounding are exact in fp32. identity: x is one (routing.tokens
+    must be k) and there are no factors. x_group: columns of an x scale, 0 for scales per token."""
+    simple = simple or identity
+    case = replace(case_of(pair, n, k, gate_up=gate_up), experts=routing.experts)
+    experts = make_experts(case, device, simple=simple, all_codes=identity)
+    kind, tokens = NATIVE[case.operand], routing.tokens
+    make = Maker(device, simple, *case.desc)  # what is of the experts does not depend on the routing
+
+    def factors(*shape: int) -> torch.Tensor:
+        return power_of_two(make.integers(-2, 3, *shape)).float() if simple else make.uniform(0.25, 2, *shape)
+
+    scale2 = torch.ones(routing.experts, n, device=device)
+    if not identity:
+        # Random sums are brought to about one, so that no output type overflows.
+        size = X_SIZE[kind] * float(experts.values.square().sum(dim=2).mean().sqrt())
+        shape = (routing.experts, n if epilogue.scale2 == "channel" else 1)
+        scale2 = scale2 * factors(*shape).clamp(0.5, 1) * (1 if simple else 1 / size)
+    bias = None
+    if epilogue.bias:
+        drawn = make.integers(-8, 9, routing.experts, n) if simple else make.normal(routing.experts, n)
+        bias = drawn.to(TORCH[epilogue.bias])
+
+    make = Maker(device, tokens, routing.top_k, simple, x_group, *case.desc)
+    x = torch.eye(k, device=device).to(TORCH[kind]) if identity else make.x(kind, tokens, k, simple=simple)
+    x_values, x_scale = x.double(), None
+    if kind in ("e4m3", "int8"):
+        x_scale = factors(tokens, -(-k // x_group) if x_group else 1)
+        x_scale = torch.ones_like(x_scale) if identity else x_scale
+        x_values = x_values * columns(x_scale, k, x_group)
+
+    local = routing.local()
+    order = local.argsort(stable=True)[int((local < 0).sum()) :]  # pairs that go somewhere, by expert
+    counts = local[order].bincount(minlength=routing.experts).tolist()
+    order, expert = order.to(device), local[order].to(device)
+    exact_sums = expert_sums(x_values[order // routing.top_k], experts.values, counts)
+    plain_sums = expert_sums(x_values.float()[order // routing.top_k], experts.rounded, counts)
+
+    topk_weights = factors(len(local)) if epilogue.weighted else None
+
+    def finished(sums: torch.Tensor) -> torch.Tensor:
+        y = sums * scale2[expert]
+        y = activate(y if bias is None else y + bias[expert].to(y.dtype), epilogue)
+        return y if topk_weights is None else y * topk_weights[order, None]
+
+    width = n // 2 if epilogue.gated else n
+    exact = torch.full((len(local), width), torch.nan, dtype=torch.float64, device=device)
+    plain = torch.full_like(exact, torch.nan, dtype=torch.float16 if case.operand == "fp16" else torch.bfloat16)
+    exact[order] = finished(exact_sums)
+    plain[order] = finished(plain_sums).to(plain.dtype)
+
+    given = None if identity else scale2[:, 0].contiguous() if epilogue.scale2 == "expert" else scale2
+    if experts.row_scale is not None:
+        given = experts.row_scale if given is None else experts.row_scale * scale2  # powers of two
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return Mixture(case, routing, epilogue, experts, given, bias, x, x_scale, topk_weights, exact, plain)
+
+
+# ---- layouts
+
+
+def aligned(routing: Routing, block: int) -> dict[str, torch.Tensor]:
+    """sorted_token_ids, expert_ids and num_tokens_post_padded as vLLM's moe_align_block_size makes them.
+
+    Pairs by expert of all devices, padded per expert to `block` with the number of pairs; -1 for blocks of experts that
+    are elsewhere. The tensors have room for the worst routing, cut to whole blocks (without `pad_sorted_ids` vLLM's end
+    within one, which no routing reaches); what the routing leaves over is not to be read.
+    """
+    pairs, expert_map = routing.pairs(), routing.expert_map
+    everywhere = 2 * routing.experts  # of every kind of routing, so that all have the same room
+    room = min(len(pairs) + everywhere * (block - 1), len(pairs) * block) // block * block
+    ids = torch.full((room,), 2**31 - 1, dtype=torch.int32)
+    experts = torch.full((room // block,), 10**6, dtype=torch.int32)
+    begin = 0
+    for expert, here in enumerate(expert_map):
+        mine = (pairs == expert).nonzero()[:, 0]
+        end = begin + -(-len(mine) // block) * block
+        ids[begin:end] = len(pairs)
+        ids[begin : begin + len(mine)] = mine
+        experts[begin // block : end // block] = here
+        begin = end
+    return {
+        "sorted_token_ids": ids,
+        "expert_ids": experts,
+        "num_tokens_post_padded": torch.tensor([begin], dtype=torch.int32),
+    }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arguments of moe_gemm, and what they stand for: `exact` and `plain` [rows, columns] per row of out, NaN in rows
+    that are not to be written."""
+
+    mixture: Mixture
+    layout: str
+    x: torch.Tensor
+    x_scale: torch.Tensor | None
+    routing: dict[str, torch.Tensor]
+    topk_weights: torch.Tensor | None
+    exact: torch.Tensor
+    plain: torch.Tensor
+
+    def __str__(self) -> str:
+        mixture = self.mixture
+        return f"{self.layout} {mixture.case} {mixture.routing} {mixture.epilogue}"
+
+    @property
+    def args(self) -> tuple:
+        """The positional arguments of the op."""
+        mixture, epilogue = self.mixture, self.mixture.epilogue
+        names = ("sorted_token_ids", "expert_ids", "num_tokens_post_padded", "expert_offsets", "expert_counts")
+        return (
+            *(self.x, self.x_scale, mixture.experts.packed, mixture.scale2, mixture.bias, mixture.case.desc),
+            *(self.layout, *map(self.routing.get, names), self.topk_weights, mixture.routing.top_k),
+            *(epilogue.activation, list(epilogue.args)),
+        )
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (*self.x.shape[:-1], self.exact.shape[1]) if self.layout == "masked" else tuple(self.exact.shape)
+
+    @property
+    def written(self) -> torch.Tensor:
+        """bool [rows]."""
+        return ~self.exact.isnan().any(dim=1)
+
+    def workspace(self) -> torch.Tensor:
+        """Room for a copy of x with a pitch of 128 bytes and for lists of rows and blocks; full of 0xFF bytes."""
+        *rows, k = self.x.shape
+        pitch = -(-k * self.x.element_size() // 128) * 128
+        copied = torch.Size(rows).numel() * pitch
+        lists = 64 * (len(self.exact) + self.mixture.routing.experts) + 65536
+        return torch.full((copied + lists,), 0xFF, dtype=torch.uint8, device=self.x.device)
+
+    def overwrite(self, other: Problem) -> None:
+        """Puts the other's tokens and routing, of the same shapes, into the tensors of this."""
+        mine, theirs = (
+            (given.x, given.x_scale, given.topk_weights, *given.routing.values()) for given in (self, other)
+        )
+        for target, source in zip(mine, theirs, strict=True):
+            if target is not None:
+                target.copy_(source)
+
+
+def lay_out(
+    mixture: Mixture, layout: str, *, block: int = 16, capacity: int | None = None, pitched: bool = True
+) -> Problem:
+    """block: of the layout "indexed". capacity: of "masked"; without it two rows more than the fullest expert has.
+    pitched: see `amid_nan`."""
+    routing, device = mixture.routing, mixture.x.device.type
+    local, experts = routing.local(), routing.experts
+    by_expert = local.argsort(stable=True)[int((local < 0).sum()) :]
+    counts = local[by_expert].bincount(minlength=experts)
+    row_of = by_expert - by_expert  # of out, where by_expert's pairs go
+    if layout == "indexed":
+        tensors, shape, row_of, rows = aligned(routing, block), (routing.tokens,), by_expert, len(local)
+    elif layout == "contiguous":
+        before, after = routing.tokens % 3, 3 if routing.tokens else 0  # rows that no expert takes
+        rows = before + len(local) + after
+        shape, row_of = (rows,), before + torch.arange(len(by_expert))
+        offsets = before + torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        tensors = {"expert_offsets": offsets.to(torch.int64 if routing.top_k % 2 else torch.int32)}
+    else:
+        capacity = capacity if capacity is not None else int(counts.max()) + 2 if routing.tokens else 0
+        rows, shape = experts * capacity, (experts, capacity)
+        starts = counts.cumsum(0) - counts
+        expert = local[by_expert]
+        row_of = expert * capacity + torch.arange(len(by_expert)) - starts[expert]
+        tensors = {"expert_counts": counts.int()}
+
+    by_expert, row_of = by_expert.to(device), row_of.to(device)
+    token = by_expert // routing.top_k
+    x_row = token if layout == "indexed" else row_of
+    num_x_rows = torch.Size(shape).numel()
+    x = amid_nan(num_x_rows, mixture.case.k, mixture.x.dtype, device, pitched=pitched)
+    x.view(INTEGER[x.element_size()])[x_row] = mixture.x.view(INTEGER[x.element_size()])[token]
+
+    def spread(values: torch.Tensor, size: int, to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        result = values.new_full((size, *values.shape[1:]), torch.nan)
+        result[to] = values[source]
+        return result
+
+    x_scale, weights = mixture.x_scale, mixture.topk_weights
+    if x_scale is not None:
+        x_scale = spread(x_scale, num_x_rows, x_row, token).view(*shape, -1)
+    return Problem(
+        mixture,
+        layout,
+        x.unflatten(0, shape) if layout == "masked" else x,
+        x_scale,
+        {name: tensor.to(device) for name, tensor in tensors.items()},
+        None if weights is None else spread(weights, rows, row_of, by_expert),
+        spread(mixture.exact, rows, row_of, by_expert),
+        spread(mixture.plain, rows, row_of, by_expert),
+    )
+
+
+INTEGER = {1: torch.uint8, 2: torch.int16}  # indexing has no fp8
+
+
+# ---- checks
+
+Run = Callable[[Problem, torch.Tensor], None]
+
+
+def product(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 0) -> torch.Tensor:
+    """The result [rows, columns], written into NaN (rows `pitch` elements further apart than they need) and nowhere
+    else: no byte of rows that no pair has, of what lies between rows, or of what lies around them."""
+    rows, n = problem.exact.shape
+    with guarded((rows, n), dtype, problem.x.device.type, pitch=n + pitch) as out:
+        run(problem, out.unflatten(0, problem.out_shape[:-1]) if problem.layout == "masked" else out)
+        result = out.clone()
+    idle = result[~problem.written].view(torch.uint8)
+    assert bool((idle == 0xFF).all()), f"{problem}: rows that no expert takes were written"
+    return result
+
+
+def check_exact(run: Run, problem: Problem) -> None:
+    """Of a simple mixture, bit for bit."""
+    exact, actual = problem.exact[problem.written], product(run, problem, pitch=8)[problem.written]
+    assert torch.equal(exact.float().double(), exact), "the case itself is not exact"
+    assert_bits_equal(actual, exact.bfloat16() + 0.0, str(problem))
+
+
+def check_random(run: Run, problem: Problem) -> None:
+    """As accurate as torch in the operand's type."""
+    assert_as_accurate(product(run, problem, pitch=8), problem.exact, problem.plain, str(problem))
+
+
+def check_identity(run: Run, pair: tuple, layout: str, device: str) -> None:
+    """Every column of K through every expert: the dequantised weights come back bit for bit."""
+    k = 208
+    mixture = make_mixture(pair, 136, k, Routing("balanced", k, 3, 3), BARE, device, identity=True)
+    assert torch.equal(mixture.exact.bfloat16().double(), mixture.exact), "the case itself is not exact"
+    check_exact(run, lay_out(mixture, layout))
+
+
+def check_integers(run: Run, pair: tuple, layout: str, device: str) -> None:
+    """Sums of small integers are exact, and so is all but the last rounding."""
+    for n, k, gate_up, routing in [
+        (200, 360, False, Routing("skewed", 17, 4, 8)),
+        (72, 720, False, Routing("gaps", 300, 2, 5)),
+        (208, 80, True, Routing("mapped", 33, 3, 4)),
+    ]:
+        mixture = make_mixture(pair, n, k, routing, Epilogue(), device, simple=True, gate_up=gate_up)
+        check_exact(run, lay_out(mixture, layout))
+
+
+def check_replays(run: Run, capture: Callable, recorded: Problem, problems: Sequence[Problem]) -> None:
+    """What was recorded of one problem serves others, whose tokens and routing are written over its own: as accurately,
+    and with the bits of a call of their own.
+
+    capture: makes of a function one that does the same again.
+    """
+    out = torch.empty(recorded.out_shape, dtype=torch.bfloat16, device=recorded.x.device)
+    run(recorded, out)  # what is loaded at the first call is loaded
+    replay = capture(lambda: run(recorded, out))
+    for problem in problems:
+        recorded.overwrite(problem)
+        out.view(torch.int16).fill_(-1)
+        replay()
+        rows = out.view(problem.exact.shape)
+        assert_as_accurate(rows, problem.exact, problem.plain, str(problem))
+        assert_bits_equal(rows, product(run, problem), f"recorded, then {problem}")
+
+
+def replays(pair: tuple, n: int, k: int, tokens: int, layout: str, device: str) -> tuple[Problem, list[Problem]]:
+    """A problem to record and those to put in its place: other routings, fewer tokens, none, and then its own."""
+    routings = [
+        Routing("one", tokens, 2, 8),
+        Routing("mapped", tokens, 2, 8),
+        Routing("gaps", tokens, 2, 8, used=tokens // 3),
+        Routing("balanced", tokens, 2, 8, used=1),
+        Routing("nobody", tokens, 2, 8),
+        Routing("skewed", tokens, 2, 8),
+    ]
+
+    def problem(routing: Routing) -> Problem:
+        return lay_out(make_mixture(pair, n, k, routing, Epilogue(), device), layout, capacity=2 * tokens)
+
+    return problem(routings[-1]), [problem(routing) for routing in routings]
