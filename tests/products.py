@@ -90,7 +90,7 @@ Run = Callable[[Problem, torch.Tensor], None]
 
 
 def amid_nan(rows: int, k: int, dtype: torch.dtype, device: str, *, pitched: bool) -> torch.Tensor:
-    """[rows, k] full of NaN (integers: large numbers), as a view into more of it: rows follow and, if `pitched`, columns.
+    """[rows, k] of NaN (integers: large numbers), as a view into more of it: rows follow and, if `pitched`, columns.
 
     Rows that are not pitched begin where they begin, which need not be a multiple of 16 bytes.
     """

@@ -45,7 +45,9 @@ def test_activations_are_those_of_the_oracle(epilogue: Epilogue) -> None:
 @pytest.mark.parametrize("x_group", [0, 128])
 @pytest.mark.parametrize("epilogue", [Epilogue("silu"), Epilogue("swigluoai", scale2="expert", bias="fp32")], ids=str)
 def test_mixtures_are_those_of_the_oracle(layout: str, x_group: int, epilogue: Epilogue) -> None:
-    mixture = make_mixture(PAIRS[-1], 48, 208, Routing("mapped", 21, 3, 4), epilogue, "cpu", gate_up=True, x_group=x_group)
+    mixture = make_mixture(
+        PAIRS[-1], 48, 208, Routing("mapped", 21, 3, 4), epilogue, "cpu", gate_up=True, x_group=x_group
+    )
     problem = lay_out(mixture, layout, block=8)
     weights = array(ops.decode_packed(mixture.experts.packed, mixture.scale2, mixture.case.desc))
     options = {
