@@ -7,6 +7,8 @@
 //   Dequant<...>::param(zero point)                        what reg wants for a row; prepared once per group
 //   Dequant<...>::kExponent                                number = operand * 2^kExponent, exactly
 //
+//   RawDequant<format, operand>::reg<n>(words)             moved only, for products that take the rest on themselves
+//
 // `number` is the code's value, less the zero point where there is one, without scales. For 16-bit operands kExponent
 // is 0 and the group scale is applied by scale.h; for 8- and 4-bit operands the power of two joins the epilogue's
 // scale. Every sequence below states why it is exact; tests/host runs all of them over every code in every position.
@@ -76,17 +78,8 @@ struct IntToHalf : Base<kFormat, kOperand> {
   HUMMING_HD static uint32_t param(uint32_t zero) { return repeat16(0x8000 | (kMagic + (kSign ? 1 : zero))); }
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t param) {
-    const uint32_t shifted_up = with_centre<n>(words);
+    const uint32_t shifted_up = B::template gather<Placement, n>(words, repeat16(kMagic));
     return kBf16 ? add_bf16x2(shifted_up, param) : add_f16x2(shifted_up, param);
-  }
-  // Number plus centre(param), before the addition: for a product that subtracts centre * sum(x) itself.
-  template <int n>
-  HUMMING_HD static uint32_t with_centre(const uint32_t* words) {
-    return B::template gather<Placement, n>(words, repeat16(kMagic));
-  }
-  HUMMING_HD static float centre(uint32_t param) {
-    const float number = kBf16 ? float_from_bits(param << 16) : float_from_f16(static_cast<uint16_t>(param));
-    return -number;
   }
 };
 
@@ -310,6 +303,62 @@ constexpr auto select() {
 // implied_zero().
 template <Format kFormat, Operand kOperand, bool kZeroPoint>
 using Dequant = decltype(dequant::select<kFormat, kOperand, kZeroPoint>());
+
+// Codes as 16-bit operands with nothing done to them but moves, for a product that takes the rest on itself:
+//
+//   number * 2^-kExponent = raw * 2^token_exponent(n) - centre(zero) * one(n) * 2^token_exponent(n)
+//
+// so that sum(number * x) = 2^kExponent * (sum(raw * x') - centre * sum(one * x')) with tokens x' = x *
+// 2^token_exponent(n), exact as long as x' is a number: |x| < 2^62. Where scales stand outside of the sums (mode
+// accumulator), this spares the arithmetic on every code; tokens are fewer.
+//
+// bf16: fields 0 and 1 of the exponent share their scale, 2^-133 a step, so bits 7..0 read as an integer in these
+// steps. A code anywhere in them is its value * 2^(position - 133): one mask where word_codec.h puts it there. 2^-133
+// is far below what fp32 sums hold, 2^64 on the tokens brings it back. Small floats are placed as in FloatToHalf,
+// number * 2^-rebias. fp16: the tokens have no room for a factor. Integers are 2^10 + code as in IntToHalf, floats
+// number * 2^-rebias.
+template <Format kFormat, Operand kOperand>
+struct RawDequant : dequant::Base<kFormat, kOperand> {
+  using B = dequant::Base<kFormat, kOperand>;
+  static constexpr bool kBf16 = kOperand == Operand::bf16;
+  static constexpr bool kFloat = B::kTraits.kind == Kind::floating;
+  static constexpr bool kSign = kFormat == Format::int1;
+  static constexpr int kUnitExponent = -133;  // of bit 0 of a bf16
+  static constexpr int kTokenExponent = 64;   // of the tokens of codes at bit 0
+
+  // Lowest bit of register n's codes.
+  HUMMING_HD static constexpr int position(int n) {
+    const int windowed = windowed_registers(B::kBits);
+    const bool moved = !kBf16 || !lie_whole(Order::k16, B::kBits) || n >= B::kBits * windowed;
+    return moved ? 0 : B::kBits * (n % windowed / 2);
+  }
+  template <int n>
+  struct Placement {
+    static constexpr Destination kTo = place(0, B::kBits, kBf16 ? position(n) : kSign);
+  };
+  static constexpr int float_exponent() {
+    if constexpr (kFloat) return dequant::FloatToHalf<kFormat, kOperand>::kRebias;
+    return 0;
+  }
+  // int1 is twice its code less one half.
+  static constexpr int kExponent = kBf16 ? -kUnitExponent - kTokenExponent + kSign : float_exponent();
+
+  HUMMING_HD static constexpr int token_exponent(int n) {
+    return !kBf16 ? 0 : kFloat ? float_exponent() - kExponent : kTokenExponent - position(n);
+  }
+  static constexpr bool kHasCentre = !kFloat;
+  HUMMING_HD static float centre(uint32_t zero) {
+    if (kBf16) return kSign ? 0.5f : static_cast<float>(zero);
+    return kSign ? 1025.0f : static_cast<float>(1024 + zero);
+  }
+  HUMMING_HD static constexpr uint32_t one(int n) { return repeat16(kBf16 ? 1u << position(n) : 0x3C00u); }
+
+  template <int n>
+  HUMMING_HD static uint32_t reg(const uint32_t* words) {
+    if constexpr (kFloat) return dequant::FloatToHalf<kFormat, kOperand>::template placed<n>(words);
+    return B::template gather<Placement<n>, n>(words, kBf16 ? 0 : repeat16(0x6400));
+  }
+};
 
 // Operands with the group's e8m0 scale folded in: number * 2^(stored scale - 127) = operand * 2^kExponent, exact for
 // every scale that packing leaves (rebase.h). `param` takes the stored scale.

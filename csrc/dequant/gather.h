@@ -23,43 +23,50 @@ HUMMING_HD constexpr Destination place(int first, int count, int low,
   return rest;
 }
 
-// One shift (left if positive) and mask of one word.
+// One turn of a word to the left, by 0 to 31 bits, and mask. A shift, where all bits go one way.
 struct Move {
-  int word, shift;
+  int word, turn;
   uint32_t mask;
+  bool left, right;  // whether bits go to the left, to the right
 };
 struct MovePlan {
   Move move[8];
   int count;
 };
 
-// The moves that bring register n together. Fields of all V values of a register are `unit` bits apart, so the plan for
-// v = 0 repeats over the units.
+// The moves that bring register n together.
 HUMMING_HD constexpr MovePlan make_plan(Codec codec, Order order, int bits, int n, Destination destination) {
-  const int unit = 32 / values_per_register(order);
-  MovePlan plan{{{0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}}, 0};
-  const CodeFields fields = code_fields(codec, order, bits, n, 0);
-  int below = bits;
-  for (int f = 0; f < fields.count; ++f) {
-    const Field field = fields.field[f];
-    below -= field.width;
-    for (int j = 0; j < field.width; ++j) {
-      const int to = destination.to[below + j];
-      if (to < 0) continue;
-      const int shift = to - (field.bit + j);
-      int at = 0;
-      while (at < plan.count && (plan.move[at].word != field.word || plan.move[at].shift != shift)) ++at;
-      if (at == plan.count) plan.move[plan.count++] = {field.word, shift, 0};
-      for (int bit = to; bit < 32; bit += unit) plan.move[at].mask |= 1u << bit;
+  const int values = values_per_register(order);
+  MovePlan plan{};
+  for (int v = 0; v < values; ++v) {
+    const CodeFields fields = code_fields(codec, order, bits, n, v);
+    int below = bits;
+    for (int f = 0; f < fields.count; ++f) {
+      const Field field = fields.field[f];
+      below -= field.width;
+      for (int j = 0; j < field.width; ++j) {
+        if (destination.to[below + j] < 0) continue;
+        const int to = 32 / values * v + destination.to[below + j];
+        const int from = field.bit + j;
+        const int turn = (to - from + 32) % 32;
+        int at = 0;
+        while (at < plan.count && (plan.move[at].word != field.word || plan.move[at].turn != turn)) ++at;
+        if (at == plan.count) plan.move[plan.count++] = {field.word, turn, 0, false, false};
+        Move& move = plan.move[at];
+        move.mask |= 1u << to;
+        move.left |= to > from;
+        move.right |= to < from;
+      }
     }
   }
   return plan;
 }
 
-template <int kShift>
-HUMMING_HD uint32_t shifted(uint32_t word) {
-  if constexpr (kShift > 0) return word << kShift;
-  if constexpr (kShift < 0) return word >> -kShift;
+template <int kTurn, bool kLeft, bool kRight>
+HUMMING_HD uint32_t turned(uint32_t word) {
+  if constexpr (kLeft && kRight) return word << kTurn | word >> (32 - kTurn);
+  if constexpr (kLeft) return word << kTurn;
+  if constexpr (kRight) return word >> (32 - kTurn);
   return word;
 }
 
@@ -75,7 +82,8 @@ struct Gather {
       return partial;
     } else {
       constexpr Move kMove = kPlan.move[i];
-      return step<i + 1>(words, and_xor(shifted<kMove.shift>(words[kMove.word]), kMove.mask, partial));
+      const uint32_t word = turned<kMove.turn, kMove.left, kMove.right>(words[kMove.word]);
+      return step<i + 1>(words, and_xor(word, kMove.mask, partial));
     }
   }
   HUMMING_HD static uint32_t run(const uint32_t* words, uint32_t base) { return step<0>(words, base); }

@@ -297,10 +297,55 @@ py::tuple dequantise_folded(int64_t id, int operand, const Words& words, uint32_
                                                         : dequantise_folded_to<Operand::e4m3>(id, words, stored_scale);
 }
 
+// RawDequant as run_sequence wants it.
+template <class Raw>
+struct RawSequence {
+  static constexpr int kExponent = Raw::kExponent;
+  static uint32_t param(uint32_t) { return 0; }
+  template <int n>
+  static uint32_t reg(const uint32_t* words, uint32_t) {
+    return Raw::template reg<n>(words);
+  }
+};
+
+// (registers, kExponent, per register the exponent of its tokens and what they meet in their sum, centre).
+template <class Raw, size_t... kRegisters>
+py::tuple run_raw(const Words& words, int bits, uint32_t zero, std::index_sequence<kRegisters...> all) {
+  py::list exponents, ones;
+  (exponents.append(Raw::token_exponent(kRegisters)), ...);
+  (ones.append(Raw::one(kRegisters)), ...);
+  const py::tuple sequence = run_sequence<RawSequence<Raw>>(words, bits, 0, all);
+  return py::make_tuple(sequence[0], sequence[1], exponents, ones, Raw::kHasCentre ? Raw::centre(zero) : 0.0f);
+}
+
+template <Operand kOperand>
+py::tuple dequantise_raw_to(int64_t id, const Words& words, std::optional<uint32_t> zero) {
+  return visit_format(
+      id,
+      [&](auto format) {
+        constexpr FormatTraits kRow = traits(format());
+        if constexpr (has_dequant(kRow, kOperand, false)) {
+          const uint32_t code_zero = zero.value_or(dequant::implied_zero(kRow));
+          return run_raw<RawDequant<format(), kOperand>>(words, kRow.bits, code_zero, Registers<kOperand>());
+        } else {
+          HUMMING_CHECK(false, kRow.name, " has no such dequantiser");
+          return py::tuple();
+        }
+      },
+      std::make_index_sequence<std::size(kFormats)>());
+}
+
+py::tuple dequantise_raw(int64_t id, int operand, const Words& words, std::optional<uint32_t> zero) {
+  return static_cast<Operand>(operand) == Operand::bf16 ? dequantise_raw_to<Operand::bf16>(id, words, zero)
+                                                        : dequantise_raw_to<Operand::fp16>(id, words, zero);
+}
+
 void bind_dequant(py::module_& m) {
   m.def("dequantise", &dequantise_any, py::arg("format"), py::arg("operand"), py::arg("words"),
         py::arg("zero") = py::none());
   m.def("dequantise_folded", &dequantise_folded);
+  m.def("dequantise_raw", &dequantise_raw, py::arg("format"), py::arg("operand"), py::arg("words"),
+        py::arg("zero") = py::none());
 }
 
 }  // namespace

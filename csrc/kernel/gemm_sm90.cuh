@@ -69,7 +69,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   using Producer = typename Gemm::Producer;
   using Consumers = typename Gemm::Consumers;
   constexpr Sm90Tile kTile = Gemm::tile();
-  constexpr float kUnit = power_of_two(Gemm::Weights::kExponent);
+  constexpr float kUnit = power_of_two(Consumers::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
 
   // Not aligned through an integer: that would make the compiler forget that it is shared memory.

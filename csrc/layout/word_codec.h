@@ -11,27 +11,30 @@
 // Register i of a step holds row g + 8 * (i & 1) and columns 4V * (i >> 1) + V * t + v, v = 0..V-1: the A fragment of
 // wgmma m64 per warp and of mma.sync m16, for every operand width.
 //
-// Codes lie whole where that takes few moves: a unit has S = unit / bits slots, the first highest, so that a shift and
-// a mask bring all V values of a register into place. Register n is slot n % S of word n / S:
+// Codes lie whole where that takes few moves: a unit has unit / bits slots, so that a shift and a mask bring all V
+// values of a register into place. Where bits do not divide the unit, unit % bits bits of every unit are left over, and
+// as many registers, the last: each takes one of those bits of every word, its code's most significant bit from word 0,
+// the next from word 1, ...
 //
-//   bit of value v = unit * v + unit - bits * (slot + 1)
-//
-// Where bits do not divide the unit, the unit % bits lowest bits of every unit are left over, and as many registers:
-// register bits * S + s takes bit s of every unit, its code's most significant bit from word 0, the next from word 1,
-// ...
+//   k32, k64  slots from the top, in the order of the registers; the lowest bits are left over
+//   k16       the low eight bits of a bf16 are linear (dequant.h, RawDequant), so that as many codes as fit there are
+//             registers without a shift. Registers 2q and 2q + 1, which meet the same tokens, lie alike within the two
+//             windows of a word; a slot above both is that of the registers after all others; the highest bits are left
+//             over
 //
 // Where that takes more moves (6 bits, and 5 bits in order k32), codes are split into bit planes, most significant bits
 // first (5 = 4+1, 6 = 4+2): a plane of p bits has p words and lies like a code of p bits.
 //
 //   p = 4, k16   |31..28|27..24|23..20|19..16|15..12|11..8 | 7..4 | 3..0 |
-//                  n,v=1  n+1    n+2    n+3    n,v=0  n+1    n+2    n+3
+//             v=1: n+3    n+1    n+2    n  v=0: n+3    n+1    n+2    n
 //   p = 4, k32   |31..28|27..24|23..20|19..16|15..12|11..8 | 7..4 | 3..0 |
 //                  n,v=3  n+1    n,v=2  n+1    n,v=1  n+1    n,v=0  n+1
 //
 // e2m1 alone differs, because moving sign, exponent and mantissa apart is dearer than placing them apart once:
-//   k16: register i = 0,1,2 of a word: magnitude (e e m) at bit 16v + 6 - 3i, sign at bit 16v + 15 - 3i;
-//        i = 3: e e at 16v + 13, m at 16v + 11, sign at 16v + 10. Shifted left by 3i, sign and magnitude are those of a
-//        bf16 whose exponent field is e e.
+//   k16: turned left by 0, 6, 10 (across the whole word), the register i = 0, 1, 2 of a word has its signs at bits 15
+//   and
+//        its magnitudes (e e m) at bits 8..6 of the half words: a bf16 whose exponent field is e e. Of i = 3, sign and
+//        e e do so turned by 4, and m turned by 28.
 //   k32: magnitudes are the low three bits of nibble 4 * slot + v, PRMT's selectors; the sign of slot 0 is bit 8v + 7,
 //        that of slot 1 bit 8v + 3.
 #pragma once
@@ -111,13 +114,39 @@ struct CodeFields {
   int count;
 };
 
+// Where a code, or a plane, of `bits` bits lies that is stored whole: word, and bit within the unit. Past the slots:
+// word -1, and the left-over bit.
+struct Slot {
+  int word, bit;
+};
+
+// Registers of a word that lie in the two windows of order k16.
+HUMMING_HD constexpr int windowed_registers(int bits) { return 2 * (8 / bits); }
+
+HUMMING_HD constexpr Slot slot_of(Order order, int bits, int n) {
+  const int unit = 32 / values_per_register(order);
+  const int slots = unit / bits;
+  const int left_over = n - bits * slots;
+  if (order != Order::k16) {
+    return left_over < 0 ? Slot{n / slots, unit - bits * (n % slots + 1)} : Slot{-1, left_over};
+  }
+  const int windowed = windowed_registers(bits);
+  const int above = n - bits * windowed;  // the windows of all words come first
+  if (above < 0) return {n / windowed, bits * (n % windowed / 2) + bits * windowed / 2 * (n % 2)};
+  return left_over < 0 ? Slot{above, bits * windowed} : Slot{-1, bits * slots + left_over};
+}
+
 // Fields of value v of register n: the one definition of the placement drawn above.
 HUMMING_HD constexpr CodeFields code_fields(Codec codec, Order order, int bits, int n, int v) {
   const int unit = 32 / values_per_register(order);
   if (codec == Codec::e2m1 && order == Order::k16) {
     const int word = n / 4, i = n % 4;
-    if (i == 3) return {{{word, 16 * v + 10, 1}, {word, 16 * v + 13, 2}, {word, 16 * v + 11, 1}}, 3};
-    return {{{word, 16 * v + 15 - 3 * i, 1}, {word, 16 * v + 7 - 3 * i, 2}, {word, 16 * v + 6 - 3 * i, 1}}, 3};
+    const int turn = i == 0 ? 0 : i == 1 ? 6 : i == 2 ? 10 : 4;
+    const int mantissa = i == 3 ? 28 : turn;
+    return {{{word, (16 * v + 15 - turn + 32) % 32, 1},
+             {word, (16 * v + 7 - turn + 32) % 32, 2},
+             {word, (16 * v + 6 - mantissa + 32) % 32, 1}},
+            3};
   }
   if (codec == Codec::e2m1) {
     const int word = n / 2, slot = n % 2, nibble = 4 * (4 * slot + v);
@@ -125,19 +154,17 @@ HUMMING_HD constexpr CodeFields code_fields(Codec codec, Order order, int bits, 
   }
   CodeFields fields{};
   if (lie_whole(order, bits)) {
-    const int slots = unit / bits;
-    const int left_over = n - bits * slots;
-    if (left_over < 0) return {{{n / slots, unit * v + unit - bits * (n % slots + 1), bits}}, 1};
+    const Slot slot = slot_of(order, bits, n);
+    if (slot.word >= 0) return {{{slot.word, unit * v + slot.bit, bits}}, 1};
     for (fields.count = 0; fields.count < bits; ++fields.count) {
-      fields.field[fields.count] = {fields.count, unit * v + left_over, 1};
+      fields.field[fields.count] = {fields.count, unit * v + slot.bit, 1};
     }
     return fields;
   }
   for (fields.count = 0; fields.count < num_planes(bits); ++fields.count) {
     const int width = plane_width(bits, fields.count);
-    const int slots = unit / width;
-    const int word = bits_above_plane(bits, fields.count) + n / slots;
-    fields.field[fields.count] = {word, unit * v + unit - width * (n % slots + 1), width};
+    const Slot slot = slot_of(order, width, n);
+    fields.field[fields.count] = {bits_above_plane(bits, fields.count) + slot.word, unit * v + slot.bit, width};
   }
   return fields;
 }

@@ -84,7 +84,8 @@ HUMMING_DEVICE void wgmma_wait_group() {
 HUMMING_DEVICE void ldmatrix_x4(uint32_t address, uint32_t (&d)[4]) {
   asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-      : "r"(address));
+      : "r"(address)
+      : "memory");
 }
 HUMMING_DEVICE void stmatrix_x2_transposed(uint32_t address, uint32_t a, uint32_t b) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b)

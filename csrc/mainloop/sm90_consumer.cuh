@@ -1,4 +1,4 @@
-// What the two kinds of consumers of the Hopper main loop share: which records a warp has, and its sums.
+// What the two kinds of consumers of the Hopper main loop share: what a warp has of a stage, and its sums.
 //
 //   register D: acc[4 * j + r] is channel g + 8 * (r / 2), token 8 * j + 2 * t + r % 2
 #pragma once
@@ -55,33 +55,6 @@ struct Sm90Consumer : Sm90Stage<Config> {
   __device__ static void release(uint32_t empty, int lane) {
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(empty);
-  }
-
-  // Runs `multiply(records, record)` for the records of a share in every stage of the warpgroup `group`, and hands the
-  // stages on: release_stage is called when the stage's last record has been issued. Full stages are unrolled without a
-  // branch between records.
-  template <class Multiply, class Release>
-  __device__ static void for_each_record(Ring& ring, const Work& work, int group, int share, Multiply multiply,
-                                         Release release_stage) {
-    const int row_group = group % tile().row_groups;
-    const int turn = group / tile().row_groups;
-    const int first = share * tile().k_tiles;
-    ring.next(turn);
-#pragma unroll 1
-    for (int k = work.k_begin + turn * tile().stage_tiles(); k < work.k_end;
-         k += tile().split_k * tile().stage_tiles()) {
-      ptx::mbarrier_wait(ring.full(), ring.phase);
-      const uint8_t* records = ring.stage_weights() + row_group * tile().stage_tiles() * ring.p.record_bytes;
-      if (tile().stage_tiles() == 1 || k + first + tile().k_tiles <= work.k_end) {
-#pragma unroll
-        for (int i = 0; i < tile().k_tiles; ++i) multiply(records, first + i);
-      } else {
-#pragma unroll 1
-        for (int record = first; k + record < work.k_end; ++record) multiply(records, record);
-      }
-      release_stage(ring.empty());
-      ring.next(tile().split_k);
-    }
   }
 };
 

@@ -13,7 +13,6 @@ template <class Config>
 struct Sm90Wgmma : Sm90Consumer<Config> {
   using Base = Sm90Consumer<Config>;
   using Base::begin_group;
-  using Base::for_each_record;
   using Base::k16;
   using Base::kAccumulatorScale;
   using Base::kOperand;
@@ -25,6 +24,8 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using typename Base::Ring;
   using typename Base::Weights;
   using typename Base::Work;
+
+  static constexpr int kExponent = Weights::kExponent;  // number = sum * 2^kExponent
 
   // Shared-memory descriptor of B, K-major with 128-byte swizzle: 8 tokens a 1024-byte group.
   __device__ static uint64_t descriptor(const uint8_t* tokens) {
@@ -42,7 +43,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
                                    uint32_t (&fragment)[Weights::kSteps][4]) {
     if constexpr (kStep < Weights::kSteps) {
       begin_group<kHalf * kHalfK + kStep * Weights::kStepK>(view, weights, rows);
-      weights.template fragment<kHalf, kStep, false>(rows, fragment[kStep]);
+      weights.template fragment<kHalf, kStep>(rows, fragment[kStep]);
       fragments<kHalf, kStep + 1>(view, weights, rows, fragment);
     }
   }
@@ -99,6 +100,31 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     }
   }
 
+  // Runs `multiply(records, record)` for the records of every stage of the warpgroup `group`, and hands the stages on:
+  // release_stage is called when the stage's last record has been issued. Full stages are unrolled without a branch
+  // between records.
+  template <class Multiply, class Release>
+  __device__ static void for_each_record(Ring& ring, const Work& work, int group, Multiply multiply,
+                                         Release release_stage) {
+    const int row_group = group % tile().row_groups;
+    const int turn = group / tile().row_groups;
+    ring.next(turn);
+#pragma unroll 1
+    for (int k = work.k_begin + turn * tile().k_tiles; k < work.k_end; k += tile().split_k * tile().k_tiles) {
+      ptx::mbarrier_wait(ring.full(), ring.phase);
+      const uint8_t* records = ring.stage_weights() + row_group * tile().k_tiles * ring.p.record_bytes;
+      if (tile().k_tiles == 1 || k + tile().k_tiles <= work.k_end) {
+#pragma unroll
+        for (int record = 0; record < tile().k_tiles; ++record) multiply(records, record);
+      } else {
+#pragma unroll 1
+        for (int record = 0; k + record < work.k_end; ++record) multiply(records, record);
+      }
+      release_stage(ring.empty());
+      ring.next(tile().split_k);
+    }
+  }
+
   __device__ static void consume(const Sm90MainloopParams& p, Ring& ring, const Work& work, int group, Consumer& c) {
     uint32_t pending = 0;
 #pragma unroll
@@ -107,7 +133,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
       if constexpr (kPromoted) c.total[0][i] = 0;
     }
     for_each_record(
-        ring, work, group, 0,
+        ring, work, group,
         [&](const uint8_t* records, int record) { multiply_wgmma(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
           if constexpr (kPromoted) {

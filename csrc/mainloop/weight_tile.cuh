@@ -65,9 +65,11 @@ __device__ __forceinline__ void load_vector(const uint8_t* from, uint32_t* words
 }
 
 // What a record has for a lane's two rows in every group, kCount elements of kBytes side by side: scales, zero points,
-// offsets. kLoaded: all of them are read at once, into registers; else one at a time, where they are.
-template <int kBytes, int kCount, bool kLoaded>
+// offsets. kLoaded: all of them are read at once, into registers; else one at a time, where they are. kAdded: to each
+// of them, which are bytes with room for it.
+template <int kBytes, int kCount, bool kLoaded, uint32_t kAdded = 0>
 struct RowData {
+  static_assert(kBytes == 1 || kAdded == 0);
   static constexpr int kTotal = kBytes * kCount;
   uint32_t words[kLoaded && kTotal > 0 ? (kTotal + 3) / 4 : 1];
   const uint8_t* place;
@@ -80,6 +82,10 @@ struct RowData {
         constexpr int kVector = kTotal < 16 ? kTotal : 16;
 #pragma unroll
         for (int i = 0; i < kTotal / kVector; ++i) load_vector<kVector>(place + kVector * i, words + kVector / 4 * i);
+        if constexpr (kAdded > 0) {
+#pragma unroll
+          for (uint32_t& word : words) word += repeat8(kAdded);
+        }
       }
     }
   }
@@ -89,7 +95,7 @@ struct RowData {
       const uint32_t bits = words[index * kBytes / 4] >> index * kBytes % 4 * 8;
       return kBytes == 4 ? bits : bits & ((1u << 8 * kBytes % 32) - 1);
     }
-    if constexpr (kBytes == 1) return place[index];
+    if constexpr (kBytes == 1) return place[index] + kAdded;
     if constexpr (kBytes == 2) return reinterpret_cast<const uint16_t*>(place)[index];
     return reinterpret_cast<const uint32_t*>(place)[index];
   }
@@ -103,16 +109,6 @@ __device__ __forceinline__ void load_plane(const uint8_t* plane, int warp, int l
   for (int chunk = 0; chunk < kWidth / kChunk; ++chunk) {
     load_vector<kChunk * 4>(plane + ((chunk * 4 + warp) * kLanes + lane) * kChunk * 4, words + kChunk * chunk);
   }
-}
-
-// Whether a dequantiser can leave the centre on its numbers.
-template <class Registers>
-constexpr bool has_centre(decltype(&Registers::centre)) {
-  return true;
-}
-template <class Registers>
-constexpr bool has_centre(...) {
-  return false;
 }
 
 template <int kBits, int kPlane = 0>
@@ -146,13 +142,16 @@ struct WeightTile {
   using Folded = FoldedDequant<Config::kFormat, kOperand>;
 
   using Registers = std::conditional_t<kFolded, Folded, Numbers>;
-  // e8m0 scales on an fp16 operand: the stored scale, at most 1, moves up into fp16's range (layout/rebase.h).
+  // Scales that packing has rebased (layout/rebase.h) are at most 1. They move up by 2^64, so that 2^-127 is no special
+  // case, and on an fp16 operand into its range.
+  static constexpr bool kRebased = Config::kScaleStorage == ScaleStorage::e8m0 && kTraits.kind == Kind::floating;
+  static constexpr int kRaised = kRebased && !kFolded ? 64 : 0;
   static constexpr int kScaleExponent = [] {
-    if constexpr (Config::kScaleStorage == ScaleStorage::e8m0 && kOperand == Operand::fp16) {
+    if constexpr (kRebased && kOperand == Operand::fp16 && kScaleMode == ScaleMode::operand) {
       constexpr RebaseRange kRange = rebase_range(kTraits, kOperand);
       return kRange.window - kRange.shift;
     } else {
-      return 0;
+      return kRaised;
     }
   }();
   static constexpr int kExponent = Registers::kExponent - kScaleExponent;  // number = operand * 2^kExponent
@@ -173,7 +172,7 @@ struct WeightTile {
   static constexpr int kGroups = kTileK / kGroup;
 
   uint32_t words[2][kBits];
-  weight_tile::RowData<weight_tile::bytes_of(Config::kScaleStorage), 2 * kGroups, kExact> scales;
+  weight_tile::RowData<weight_tile::bytes_of(Config::kScaleStorage), 2 * kGroups, kExact, kRaised> scales;
   weight_tile::RowData<kZeroPoint ? 1
                        : kOffset  ? weight_tile::bytes_of(Config::kScaleStorage)
                                   : 0,
@@ -196,10 +195,17 @@ struct WeightTile {
   }
   __device__ __forceinline__ static constexpr bool begins_group(int column) { return column % kGroup == 0; }
 
-  // Group scale of row g + 8 * row_half as fp32.
+  // Group scale of row g + 8 * row_half as fp32, times 2^kRaised.
   __device__ __forceinline__ float scale(const RecordView& view, int row_half, int group) const {
-    return weight_tile::scale_from_bits<Config::kScaleStorage>(scales[row_half * groups(view) + group],
-                                                               view.scale_is_bf16);
+    const uint32_t bits = scales[row_half * groups(view) + group];
+    if constexpr (kRaised > 0) return float_from_bits(bits << 23);
+    return weight_tile::scale_from_bits<Config::kScaleStorage>(bits, view.scale_is_bf16);
+  }
+
+  // What its codes are counted from.
+  __device__ __forceinline__ uint32_t zero(const RecordView& view, int row_half, int group) const {
+    if constexpr (kZeroPoint) return zeros[zero_index(view, row_half, group)];
+    return kOffset ? kCentre : dequant::implied_zero(kTraits);
   }
 
   __device__ __forceinline__ Row row(const RecordView& view, int row_half, int group) const {
@@ -208,19 +214,15 @@ struct WeightTile {
       result.param = Folded::param(scales[row_half * groups(view) + group]);
       return result;
     } else {
-      uint32_t zero = kOffset ? kCentre : dequant::implied_zero(kTraits);
-      const int zero_groups = kExact ? kGroups : view.zero_groups;
-      const int zero_index = row_half * zero_groups + (zero_groups == 1 ? 0 : group);
-      if constexpr (kZeroPoint) zero = zeros[zero_index];
-      result.param = Numbers::param(zero);
+      result.param = Numbers::param(zero(view, row_half, group));
       if constexpr (kScaleMode == ScaleMode::operand) {
-        const float factor = scale(view, row_half, group) * power_of_two(kScaleExponent);
+        const float factor = scale(view, row_half, group) * power_of_two(kScaleExponent - kRaised);
         result.scale = to_operand(factor);
         if constexpr (kOffset) {
           // scale * (code - centre) + (offset + centre * scale): the centred form rounds a small offset instead of a
           // large one that cancels.
-          const float offset =
-              weight_tile::scale_from_bits<Config::kScaleStorage>(zeros[zero_index], view.scale_is_bf16);
+          const uint32_t stored = zeros[zero_index(view, row_half, group)];
+          const float offset = weight_tile::scale_from_bits<Config::kScaleStorage>(stored, view.scale_is_bf16);
           result.offset = to_operand(__fmaf_rn(factor, static_cast<float>(kCentre), offset));
         }
       }
@@ -228,31 +230,37 @@ struct WeightTile {
     }
   }
 
-  // The registers of MMA step kStep of a half, in mode accumulator on request with the centre still on them.
-  template <int kHalf, int kStep, bool kCentred>
+  // The registers of MMA step kStep of a half, and those of RawDequant.
+  template <int kHalf, int kStep>
   __device__ __forceinline__ void fragment(const Row (&rows)[2], uint32_t (&out)[4]) const {
-    reg<kHalf, 4 * kStep + 0, kCentred>(rows[0], out[0]);
-    reg<kHalf, 4 * kStep + 1, kCentred>(rows[1], out[1]);
-    reg<kHalf, 4 * kStep + 2, kCentred>(rows[0], out[2]);
-    reg<kHalf, 4 * kStep + 3, kCentred>(rows[1], out[3]);
+    reg<kHalf, 4 * kStep + 0>(rows[0], out[0]);
+    reg<kHalf, 4 * kStep + 1>(rows[1], out[1]);
+    reg<kHalf, 4 * kStep + 2>(rows[0], out[2]);
+    reg<kHalf, 4 * kStep + 3>(rows[1], out[3]);
   }
-
-  static constexpr bool kHasCentre = weight_tile::has_centre<Registers>(nullptr);
-  __device__ __forceinline__ static float centre(const Row& row) { return Registers::centre(row.param); }
+  template <int kHalf, int kStep>
+  __device__ __forceinline__ void raw_fragment(uint32_t (&out)[4]) const {
+    using Raw = RawDequant<Config::kFormat, kOperand>;
+    out[0] = Raw::template reg<4 * kStep + 0>(words[kHalf]);
+    out[1] = Raw::template reg<4 * kStep + 1>(words[kHalf]);
+    out[2] = Raw::template reg<4 * kStep + 2>(words[kHalf]);
+    out[3] = Raw::template reg<4 * kStep + 3>(words[kHalf]);
+  }
 
  private:
   static constexpr uint32_t kCentre = 1u << (kBits - 1);
+
+  __device__ __forceinline__ static int zero_index(const RecordView& view, int row_half, int group) {
+    const int zero_groups = kExact ? kGroups : view.zero_groups;
+    return row_half * zero_groups + (zero_groups == 1 ? 0 : group);
+  }
 
   __device__ __forceinline__ static uint32_t to_operand(float value) {
     return kOperand == Operand::bf16 ? bf16x2_from_floats(value, value) : f16x2_from_floats(value, value);
   }
 
-  template <int kHalf, int n, bool kCentred>
+  template <int kHalf, int n>
   __device__ __forceinline__ void reg(const Row& row, uint32_t& out) const {
-    if constexpr (kCentred) {
-      out = Registers::template with_centre<n>(words[kHalf]);
-      return;
-    }
     out = Registers::template reg<n>(words[kHalf], row.param);
     if constexpr (kScaleMode == ScaleMode::operand) {
       if constexpr (kOffset) {

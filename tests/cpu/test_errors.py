@@ -175,7 +175,7 @@ SPOILED = [
     ("gemm", "bias", torch.zeros(1, 64)),
     ("gemm", "bias", torch.zeros(128)[::2]),
     ("gemm", "desc", WeightCase("int4", n=64, k=128).desc[:9]),
-    ("gemm", "desc", [3, *WeightCase("int4", n=64, k=128).desc[1:]]),
+    ("gemm", "desc", [2, *WeightCase("int4", n=64, k=128).desc[1:]]),
     ("gemm", "desc", [1, 99, *WeightCase("int4", n=64, k=128).desc[2:]]),
     ("gemm", "desc", WeightCase("int4", n=64, k=128, experts=1).desc),
     ("gemm", "desc", []),

@@ -67,6 +67,24 @@ def test_every_zero_point(host: ModuleType, name: str, operand: str) -> None:
         assert_registers(registers, operand, value_table(name)[codes] - zero, exponent)
 
 
+@pytest.mark.parametrize(("name", "operand"), [pair for pair in PAIRS if pair[1] in ("bf16", "fp16")])
+def test_every_raw_code(host: ModuleType, name: str, operand: str) -> None:
+    """Moved codes with the tokens' power of two, less the centre's share, are the number, whatever the zero point."""
+    fmt = FORMATS[name]
+    codes = patches_of_every_code(name, operand)
+    words = lane_words(codes, name, operand)
+    zeros = range(min(2**fmt.bits, 255) + 1) if fmt.kind == "uint" else [None]
+    for zero in zeros:
+        registers, exponent, token_exponents, ones, centre = host.dequantise_raw(fmt.id, OPERANDS[operand], words, zero)
+        tokens = 2.0 ** np.array(token_exponents)[:, None]
+        one = operand_values(np.array(ones, np.uint32)[None], operand)[0]
+        sums = operand_values(registers, operand) * tokens - centre * one * tokens
+        np.testing.assert_array_equal(sums * 2.0**exponent, value_table(name)[codes] - (zero or 0))
+        if operand == "fp16":
+            assert set(token_exponents) == {0}
+        np.testing.assert_array_equal(token_exponents[0::2], token_exponents[1::2])  # both rows meet the same tokens
+
+
 FLOATS = [name for name in FORMATS if FORMATS[name].kind == "float"]
 FOLDED = [name for name in FLOATS if takes_operand(name, "e4m3")]
 

@@ -32,7 +32,7 @@ S8 = WeightCase("int8", "s8", n=128, k=256).desc
     ("base", "field", "value", "message"),
     [
         (GOOD, VERSION, 0, "layout version 0"),
-        (GOOD, VERSION, 3, "layout version 3"),
+        (GOOD, VERSION, 2, "layout version 2"),
         (GOOD, FORMAT, 0, "format 0"),
         (GOOD, FORMAT, 9, "format 9"),
         (GOOD, FORMAT, 2**40, "format 1099511627776"),

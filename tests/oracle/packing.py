@@ -68,29 +68,41 @@ def lane_bits(name: str, operand: str, n, v, b):
     values = VALUES_PER_REGISTER[operand]
     unit = 32 // values
     n, v, b = np.broadcast_arrays(n, v, b)
-    if (
-        name == "e2m1" and values == 2
-    ):  # sign at 15 - 3i, magnitude at 6 - 3i; the last register goes where room is left
-        i = n % 4
-        last = np.array([11, 13, 14, 10])[b]
-        return 32 * (n // 4) + 16 * v + np.where(i == 3, last, np.where(b == 3, 15, 6 + b) - 3 * i)
+    if name == "e2m1" and values == 2:  # where a turn to the left by so much puts e e m at bits 8..6 and the sign at 15
+        turn = np.array([0, 6, 10, 4])[n % 4]
+        turn = np.where((n % 4 == 3) & (b == 0), 28, turn)
+        return 32 * (n // 4) + (16 * v + np.where(b == 3, 15, 6 + b) - turn) % 32
     if name == "e2m1":  # magnitudes are nibbles; the signs fill the nibbles' top bits
         slot = n % 2
         return 32 * (n // 2) + np.where(b == 3, 8 * v + 7 - 4 * slot, 4 * (4 * slot + v) + b)
-    if (bits, values) in WHOLE:  # slots from the top; the bits below them make the last registers, one of every word
-        slots = unit // bits
-        whole = 32 * (n // slots) + unit * v + unit - bits * (n % slots + 1) + b
-        return np.where(n < bits * slots, whole, 32 * (bits - 1 - b) + unit * v + n - bits * slots)
+    if (bits, values) in WHOLE:  # in slots; one bit of every word for registers that are left over
+        word, bit = whole_slot(bits, values, n)
+        return np.where(word < bits, 32 * word + unit * v + bit + b, 32 * (bits - 1 - b) + unit * v + bit)
     position = np.empty(b.shape, np.int64)
     above = 0  # bits in the planes before this one
     for width in PLANE_WIDTHS[bits]:
-        slots = unit // width
         low = bits - above - width  # lowest code bit of this plane
         here = (b >= low) & (b < low + width)
-        bit = unit * v + unit - width * (n % slots + 1) + b - low
-        position[here] = (32 * (above + n // slots) + bit)[here]
+        word, bit = whole_slot(width, values, n)
+        position[here] = (32 * (above + word) + unit * v + bit + b - low)[here]
         above += width
     return position
+
+
+def whole_slot(width: int, values: int, n):
+    """(word, lowest bit in the unit) of register n, for codes of `width` bits; word `width`: a left-over bit."""
+    if values > 2:  # from the top; what is left over is at the bottom
+        unit = 32 // values
+        slots = [(word, unit - width * (i + 1)) for word in range(width) for i in range(unit // width)]
+        slots += [(width, bit) for bit in range(unit % width)]
+    else:  # the low byte of every half word, in pairs of registers with the next window; then what is above both
+        windows = 8 // width
+        slots = [
+            (word, width * (i + second * windows)) for word in range(width) for i in range(windows) for second in (0, 1)
+        ]
+        slots += [(word, bit) for word in range(width) for bit in range(2 * windows * width, 17 - width, width)]
+        slots += [(width, bit) for bit in range(16 - 16 % width, 16)]
+    return np.array(slots).T[:, n]
 
 
 @cache
