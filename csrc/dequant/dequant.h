@@ -309,14 +309,15 @@ using Dequant = decltype(dequant::select<kFormat, kOperand, kZeroPoint>());
 //   number * 2^-kExponent = raw * 2^token_exponent(n) - centre(zero) * one(n) * 2^token_exponent(n)
 //
 // so that sum(number * x) = 2^kExponent * (sum(raw * x') - centre * sum(one * x')) with tokens x' = x *
-// 2^token_exponent(n), exact as long as x' is a number: |x| < 2^62. Where scales stand outside of the sums (mode
-// accumulator), this spares the arithmetic on every code; tokens are fewer.
+// 2^token_exponent(n), exact as long as x' is a number. Where scales stand outside of the sums, this spares the
+// arithmetic on every code; tokens are fewer.
 //
 // bf16: fields 0 and 1 of the exponent share their scale, 2^-133 a step, so bits 7..0 read as an integer in these
-// steps. A code anywhere in them is its value * 2^(position - 133): one mask where word_codec.h puts it there. 2^-133
-// is far below what fp32 sums hold, 2^64 on the tokens brings it back. Small floats are placed as in FloatToHalf,
-// number * 2^-rebias. fp16: the tokens have no room for a factor. Integers are 2^10 + code as in IntToHalf, floats
-// number * 2^-rebias.
+// steps. A code anywhere in them is its value * 2^(position - 133): one mask where word_codec.h puts it there. Small
+// floats are placed as in FloatToHalf, number * 2^-rebias. Sums of these would lie below what fp32 holds in full; 2^80
+// on the tokens leaves room on both sides: x up to 2^46, and sums of 24 bits down to x of 2^-49.
+//
+// fp16: the tokens have no room for a factor. Integers are 2^10 + code as in IntToHalf, floats number * 2^-rebias.
 template <Format kFormat, Operand kOperand>
 struct RawDequant : dequant::Base<kFormat, kOperand> {
   using B = dequant::Base<kFormat, kOperand>;
@@ -324,7 +325,7 @@ struct RawDequant : dequant::Base<kFormat, kOperand> {
   static constexpr bool kFloat = B::kTraits.kind == Kind::floating;
   static constexpr bool kSign = kFormat == Format::int1;
   static constexpr int kUnitExponent = -133;  // of bit 0 of a bf16
-  static constexpr int kTokenExponent = 64;   // of the tokens of codes at bit 0
+  static constexpr int kTokenExponent = 80;   // of the tokens of codes at bit 0
 
   // Lowest bit of register n's codes.
   HUMMING_HD static constexpr int position(int n) {

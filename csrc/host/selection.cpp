@@ -68,12 +68,25 @@ py::dict estimates(const std::vector<int64_t>& desc, int64_t tokens) {
   return all;
 }
 
+// name -> (stages, early_stages) of the instances that can run.
+py::dict rings(const std::vector<int64_t>& desc, int64_t tokens) {
+  const GemmParams problem = problem_of(desc, tokens);
+  py::dict all;
+  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
+    if (cannot_run(instance, problem, kH200) != nullptr) continue;
+    const Sm90MainloopParams params = params_gemm_sm90(instance, problem, kH200).mainloop;
+    all[instance.entry.name] = std::pair(params.stages, params.early_stages);
+  }
+  return all;
+}
+
 }  // namespace
 
 void bind_selection(py::module_& m) {
   m.def("choose", &choose, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows(), py::arg("out_stride") = 0);
   m.def("explain", &explain, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows());
   m.def("estimates", &estimates);
+  m.def("rings", &rings);
   m.def("find_instance", [](const std::string& name) { return name_of(&find_gemm_sm90(name)); });
 }
 

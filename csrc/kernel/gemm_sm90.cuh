@@ -75,9 +75,9 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   // Not aligned through an integer: that would make the compiler forget that it is shared memory.
   extern __shared__ __align__(1024) uint8_t shared[];
   const Sm90MainloopParams& m = p.mainloop;
-  uint8_t* weights = shared + m.stages * kTile.token_stage_bytes();
+  uint8_t* weights = shared + m.stages * kTile.token_stage_bytes(Gemm::token_rows(m));
   uint8_t* scales = weights + m.stages * kTile.weight_stage_bytes(m.record_bytes);
-  const int area = max(m.stages * kTile.stage_bytes(m.record_bytes), kTile.reduction_bytes());
+  const int area = max(m.stages * kTile.stage_bytes(m.record_bytes, Gemm::token_rows(m)), kTile.reduction_bytes());
   uint8_t* epilogue = shared + area;
   const uint32_t barriers = ptx::shared_address(epilogue + kTile.epilogue_bytes());
 
@@ -93,7 +93,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     if (ptx::elect_one()) {
       for (int i = 0; i < m.stages; ++i) {
         ptx::mbarrier_init(barriers + 8 * i, Gemm::kFullArrivals);
-        ptx::mbarrier_init(barriers + 8 * (m.stages + i), 4 * kTile.row_groups);
+        ptx::mbarrier_init(barriers + 8 * (m.stages + i), 128 * kTile.row_groups);
       }
       ptx::fence_mbarrier_init();
       ptx::prefetch_tensor_map(&map);
@@ -198,10 +198,10 @@ template <class Config>
 void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
   constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
   const auto kernel = &gemm_sm90::gemm_sm90_kernel<Config>;
-  const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes);
+  const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows);
   allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
-                                    kTile.tokens, kTile.stage_tiles() * kTile.token_blocks());
+                                    p.mainloop.token_rows, kTile.stage_tiles() * kTile.token_blocks());
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};

@@ -50,12 +50,6 @@ struct Sm90Consumer : Sm90Stage<Config> {
       rows[1] = weights.row(view, 1, group);
     }
   }
-
-  // What the lanes of a warp read is behind the arrival of one of them only where they meet before it.
-  __device__ static void release(uint32_t empty, int lane) {
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(empty);
-  }
 };
 
 }  // namespace humming

@@ -15,7 +15,6 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
   using Base::kOperand;
   using Base::kPatches;
   using Base::kSums;
-  using Base::release;
   using Base::stage_share;
   using Base::tile;
   using typename Base::Consumer;
@@ -30,8 +29,10 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
   static constexpr int kScaleQuarters = kAccumulatorScale ? Weights::kGroup / 32 : kQuarters;  // between two scalings
   static constexpr int kScales = kQuarters / kScaleQuarters;                                   // of a record
 
-  // Where scales stand outside of the sums, codes go in as they lie, and tokens take a power of two (RawDequant).
-  static constexpr bool kRaw = kAccumulatorScale;
+  // Where scales stand outside of the sums, and zero points are the groups' or none, codes go in as they lie, and
+  // tokens take a power of two (RawDequant).
+  static constexpr bool kRaw =
+      kAccumulatorScale || (Config::kScaleMode == ScaleMode::none && Config::kZero == ZeroKind::none);
   using Raw = RawDequant<Config::kFormat, kOperand>;
   // number = sum * 2^kExponent
   static constexpr int kExponent = kRaw ? Raw::kExponent - Weights::kScaleExponent : Weights::kExponent;
@@ -50,17 +51,19 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
       ptx::mma_m16n8k16_f16(d, a, b0, b1);
   }
 
-  // Tokens of a record. A load brings four 8 x 8 matrices: tokens 8j..8j+7 of four 16-byte chunks of their 128-byte
-  // rows, which the swizzle has moved. bf16 takes RawDequant's power of two.
-  __device__ static void load_tokens(uint32_t from, int lane, Tokens& tokens) {
-    const int row = lane % 8;
+  // Tokens of record `share` of the stage whose tokens begin at `from`. A load brings four 8 x 8 matrices: tokens
+  // 8j..8j+7, the last there is in the place of those there are not, of four 16-byte chunks of their 128-byte rows,
+  // which the swizzle has moved. bf16 takes RawDequant's power of two.
+  __device__ static void load_tokens(uint32_t from, int share, int rows, int lane, Tokens& tokens) {
 #pragma unroll
     for (int quarter = 0; quarter < kQuarters; ++quarter) {
+      const int block = share * tile().token_blocks() + quarter / 2;
       const int chunk = 4 * (quarter % 2) + lane / 8;
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
         uint32_t (&b)[4] = tokens[quarter][j];
-        ptx::ldmatrix_x4(from + quarter / 2 * tile().tokens * 128 + (8 * j + row) * 128 + ((chunk ^ row) << 4), b);
+        const int line = block * rows + min(8 * j + lane % 8, rows - 1);
+        ptx::ldmatrix_x4(from + 128 * line + ((chunk ^ line % 8) << 4), b);
 #pragma unroll
         for (int i = 0; i < 4 && kRaw && kOperand == Operand::bf16; ++i) {
           const uint32_t factor = 127 + Raw::token_exponent(weight_register(quarter, i));
@@ -75,7 +78,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
   __device__ static void sum_tokens(const Tokens& tokens, TokenSums& token_sums) {
     float (&sums)[kSums] = token_sums[kQuarter / kScaleQuarters];
 #pragma unroll
-    for (int i = 0; i < kSums && kQuarter % kScaleQuarters == 0; ++i) sums[i] = 0;
+    for (int i = 0; i < kSums && kAccumulatorScale && kQuarter % kScaleQuarters == 0; ++i) sums[i] = 0;
 #pragma unroll
     for (int chunk = 0; chunk < 4; chunk += 2) {
       const uint32_t first = Raw::one(weight_register(kQuarter, chunk));
@@ -158,6 +161,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
         if constexpr (kAccumulatorScale) c.total[patch][i] = 0;
       }
     }
+    TokenSums token_sums = {};
     const int share = stage_share(c);
     ring.next(group);
 #pragma unroll 1
@@ -169,15 +173,23 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
         Weights weights[kPatches];
         typename Weights::Row rows[kPatches][2];
         Tokens tokens;
-        TokenSums token_sums;
-        load_tokens(ptx::shared_address(ring.stage_tokens() + share * tile().token_tile_bytes()), c.lane, tokens);
+        load_tokens(ptx::shared_address(ring.stage_tokens()), share, p.token_rows, c.lane, tokens);
 #pragma unroll
         for (int patch = 0; patch < kPatches; ++patch) {
           weights[patch].load(p.view, record, first_patch(c) + patch, c.lane);
         }
         multiply_quarters<0>(p.view, weights, rows, tokens, token_sums, c);
       }
-      release(ring.empty(), c.lane);
+      ptx::mbarrier_arrive(ring.empty());
+    }
+    if constexpr (kCentred && !kAccumulatorScale) {
+#pragma unroll
+      for (int patch = 0; patch < kPatches; ++patch) {
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) {
+          c.acc[patch][i] -= Raw::centre(dequant::implied_zero(Weights::kTraits)) * token_sums[0][i];
+        }
+      }
     }
   }
 };

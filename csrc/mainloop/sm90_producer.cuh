@@ -13,6 +13,7 @@ struct Sm90Producer : Sm90Stage<Config> {
   using Stage = Sm90Stage<Config>;
   using Stage::kClearTail;
   using Stage::tile;
+  using Stage::token_rows;
   using typename Stage::Ring;
   using typename Stage::Work;
 
@@ -74,7 +75,7 @@ struct Sm90Producer : Sm90Stage<Config> {
       ptx::tensor_copy(to, map, 0, source.token, source.block, ring.full());
     } else {
 #pragma unroll 1
-      for (int i = 0; i < kBlocks; ++i, to += tile().tokens * 128) {
+      for (int i = 0; i < kBlocks; ++i, to += token_rows(p) * 128) {
         ptx::tensor_copy(to, map, (source.block + i) * kBlockColumns, source.token, 0, ring.full());
       }
     }
@@ -87,6 +88,7 @@ struct Sm90Producer : Sm90Stage<Config> {
                                  int early) {
     constexpr int kStageTiles = tile().stage_tiles();
     const int stage_bytes = kStageTiles * p.record_bytes;
+    const int token_bytes = tile().token_copy_bytes(token_rows(p));
     const int strip = work.row_tile * tile().row_groups;
     Source source;
     source.weights = p.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
@@ -99,7 +101,7 @@ struct Sm90Producer : Sm90Stage<Config> {
     const int full_stages = records / kStageTiles;
     const auto begin_stage = [&](int bytes) {
       ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
-      ptx::mbarrier_expect_tx(ring.full(), source.strips * bytes + tile().token_stage_bytes());
+      ptx::mbarrier_expect_tx(ring.full(), source.strips * bytes + token_bytes);
     };
     const auto next_full_stage = [&] {
       begin_stage(stage_bytes);

@@ -1,12 +1,12 @@
 // What the producers and the consumers of the Hopper main loop (sm90_gemm.cuh) share: a work item, and a ring of
 // stages.
 //
-//   shared   stage s: tokens [record of the stage][block][token][128 bytes], 128-byte swizzle
+//   shared   stage s: tokens [record of the stage][block][token row][128 bytes], 128-byte swizzle
 //                     weights [row group][record of the stage][record_bytes]
 //                     where tokens have groups, their scales [record of the stage][token]
 //
 // Barriers of stage s: full (the producer's arrive with its byte count, and all lanes of the warp that brings scales),
-// empty (lane 0 of every warp that has the stage).
+// empty (all lanes of the warps that have the stage).
 #pragma once
 
 #include "mainloop/ptx.h"
@@ -47,6 +47,8 @@ struct Sm90Stage {
     int k_begin, k_end;  // records
   };
 
+  __device__ static int token_rows(const Sm90MainloopParams& p) { return kMmaSync ? p.token_rows : tile().tokens; }
+
   // Shared addresses, and the ring position both sides step through.
   struct Ring {
     const Sm90MainloopParams& p;
@@ -59,7 +61,7 @@ struct Sm90Stage {
 
     __device__ uint32_t full() const { return barriers + 8 * stage; }
     __device__ uint32_t empty() const { return barriers + 8 * (p.stages + stage); }
-    __device__ uint8_t* stage_tokens() const { return tokens + stage * tile().token_stage_bytes(); }
+    __device__ uint8_t* stage_tokens() const { return tokens + stage * tile().token_stage_bytes(token_rows(p)); }
     __device__ uint8_t* stage_weights() const { return weights + stage * tile().weight_stage_bytes(p.record_bytes); }
     __device__ float* stage_scales() const {
       return reinterpret_cast<float*>(scales + stage * tile().scale_stage_bytes());

@@ -39,14 +39,18 @@ struct Sm90Tile {
   // The last warps are producers: of weights and tokens, and of the tokens' scales where they have groups.
   constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : token_groups ? 64 : 32); }
 
-  // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token][128].
+  // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token][128], in `token_rows` rows. With
+  // mma.sync these are no more than there are tokens: copies that run past the last one are slow.
+  constexpr int token_rows(int64_t existing) const {
+    return mma_patches > 0 && existing < tokens ? static_cast<int>(existing) : tokens;
+  }
   constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
-  constexpr int token_tile_bytes() const { return token_blocks() * tokens * 128; }
-  constexpr int token_stage_bytes() const { return stage_tiles() * token_tile_bytes(); }
+  constexpr int token_copy_bytes(int token_rows) const { return stage_tiles() * token_blocks() * token_rows * 128; }
+  constexpr int token_stage_bytes(int token_rows) const { return (token_copy_bytes(token_rows) + 1023) / 1024 * 1024; }
   constexpr int weight_stage_bytes(int record_bytes) const { return stage_tiles() * row_groups * record_bytes; }
   constexpr int scale_stage_bytes() const { return token_groups ? stage_tiles() * tokens * 4 : 0; }
-  constexpr int stage_bytes(int record_bytes) const {
-    return token_stage_bytes() + weight_stage_bytes(record_bytes) + scale_stage_bytes();
+  constexpr int stage_bytes(int record_bytes, int token_rows) const {
+    return token_stage_bytes(token_rows) + weight_stage_bytes(record_bytes) + scale_stage_bytes();
   }
   // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
   static constexpr int kReductionPad = 4;
@@ -58,8 +62,8 @@ struct Sm90Tile {
   constexpr int epilogue_bytes() const {
     return reduces() ? 8 * rows() + 4 * tokens : 4 * consumer_groups() * kStagingTokens * kStagingRowBytes;
   }
-  constexpr int shared_bytes(int stages, int record_bytes) const {
-    const int pipeline = stages * stage_bytes(record_bytes);
+  constexpr int shared_bytes(int stages, int record_bytes, int token_rows) const {
+    const int pipeline = stages * stage_bytes(record_bytes, token_rows);
     const int area = pipeline > reduction_bytes() ? pipeline : reduction_bytes();
     return area + epilogue_bytes() + 16 * stages;
   }

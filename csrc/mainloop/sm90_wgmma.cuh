@@ -18,7 +18,6 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using Base::kOperand;
   using Base::kPromoted;
   using Base::kSums;
-  using Base::release;
   using Base::tile;
   using typename Base::Consumer;
   using typename Base::Ring;
@@ -71,10 +70,10 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     typename Weights::Row rows[2];
     uint32_t fragment[2][Weights::kSteps][4];
     weights.load(p.view, records + record * p.record_bytes, c.warp, c.lane);
-    const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_tile_bytes());
+    const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_blocks() * tile().tokens * 128);
     multiply_half<0>(p.view, weights, rows, fragment, tokens, !kPromoted, c);
     ptx::wgmma_wait_group<1>();
-    if (pending != 0) release(pending, c.lane);
+    if (pending != 0) ptx::mbarrier_arrive(pending);
     pending = 0;
     multiply_half<1>(p.view, weights, rows, fragment, tokens, true, c);
     if constexpr (kPromoted) {
@@ -137,14 +136,14 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
         [&](const uint8_t* records, int record) { multiply_wgmma(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
           if constexpr (kPromoted) {
-            release(empty, c.lane);
+            ptx::mbarrier_arrive(empty);
           } else {
             pending = empty;
           }
         });
     if constexpr (!kPromoted) {
       ptx::wgmma_wait_group<0>();
-      if (pending != 0) release(pending, c.lane);
+      if (pending != 0) ptx::mbarrier_arrive(pending);
       if constexpr (kOperand == Operand::s8) {
         // Else the zeros of a work item without records make two sets of registers: sums, and sums converted to float.
 #pragma unroll

@@ -40,20 +40,21 @@ bool stores_vectors(const GemmParams& p) {
          is_multiple(reinterpret_cast<intptr_t>(p.out), 16);
 }
 
-// Stages that fit into a CTA's share of an SM. Below 2 nothing overlaps; every warpgroup of a split wants one.
-int stages_of(const GemmSm90Columns& c, int record_bytes, const DeviceInfo& device) {
+// Stages that fit into a CTA's share of an SM; below 2 nothing overlaps. As many for each warpgroup of a split: one
+// that waited for a stage after another's turn there could take the turn before for its own, of the same parity,
+// because copies may end in another order than they began.
+int stages_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const int limit = std::min(device.shared_per_block, device.shared_per_sm / c.ctas - kReservedShared);
+  const Sm90Tile tile = tile_of(c);
+  const int record_bytes = RecordGeometry(p.desc, 2).bytes;
   int stages = 0;
-  while (stages < kMaxStages && tile_of(c).shared_bytes(stages + 1, record_bytes) <= limit) ++stages;
-  return stages;
+  while (stages < kMaxStages && tile.shared_bytes(stages + 1, record_bytes, tile.token_rows(p.rows)) <= limit) ++stages;
+  return stages - stages % c.split_k;
 }
 
-// Stages of weights to ask for before the grid ahead has ended. More bytes than these delayed the tokens behind them by
-// more than they gained; the less where a CTA of that grid is still at work on the same SM.
-int early_stages_of(const GemmSm90Columns& c, int record_bytes, int stages) {
-  const int bytes = (c.ctas == 1 ? 48 : 36) << 10;
-  return std::clamp(bytes / tile_of(c).weight_stage_bytes(record_bytes), 1, stages);
-}
+// Stages of weights to ask for before the grid ahead has ended, two fifths of the ring: more delay the tokens behind
+// them by more than they gain.
+int early_stages_of(int stages) { return std::max(1, (2 * stages + 2) / 5); }
 
 struct Grid {
   int64_t clusters;  // tiles of the problem
@@ -129,8 +130,7 @@ const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, co
   }
   if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
   if (std::max(p.rows, desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
-  if (stages_of(c, RecordGeometry(desc, 2).bytes, device) < std::max(2, c.split_k))
-    return "does not fit into shared memory";
+  if (stages_of(c, p, device) < 2) return "does not fit into shared memory";
   return nullptr;
 }
 
@@ -193,8 +193,9 @@ GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmPara
   m.view = {full.groups, full.zero_groups, full.scale_offset, full.zero_offset, desc.scale_type == ScaleType::bf16};
   m.k = desc.k;
   m.tokens = static_cast<int>(p.rows);
-  m.stages = stages_of(instance.columns, full.bytes, device);
-  m.early_stages = early_stages_of(instance.columns, full.bytes, m.stages);
+  m.token_rows = tile_of(instance.columns).token_rows(p.rows);
+  m.stages = stages_of(instance.columns, p, device);
+  m.early_stages = early_stages_of(m.stages);
   m.dependent_launch = true;
 
   EpilogueParams& e = params.epilogue;

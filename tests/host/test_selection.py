@@ -1,6 +1,7 @@
 """Which instance runs a product on Hopper: tuned rows first, then the lowest estimate. Preset `serving`, an H200."""
 
 import csv
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,8 +105,8 @@ MXFP4 = WeightCase("e2m1", "e4m3", "e8m0", 32, n=8192, k=8192)
 @pytest.mark.parametrize(
     ("case", "tokens", "tile"),
     [
-        (INT4, 1, "_mma_patches4_row_groups1_split_k2_cluster_k1_tokens8_"),
-        (INT4, 16, "_row_groups1_split_k4_cluster_k1_tokens16_"),
+        (INT4, 1, "_mma_patches4_row_groups1_split_k3_cluster_k1_tokens8_"),
+        (INT4, 16, "_mma_patches4_row_groups1_split_k2_cluster_k1_tokens16_"),
         (INT4, 64, "_row_groups2_split_k1_cluster_k2_tokens64_"),
         (INT4, 128, "_row_groups2_split_k1_cluster_k2_tokens128_"),
         (INT4, 256, "_row_groups2_split_k1_cluster_k1_tokens128_"),
@@ -210,3 +211,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(host: ModuleType, tiles) -
     with pytest.raises(RuntimeError, match=r"none of the \d+ instances of this build .*explain") as error:
         host.find_instance(name.replace("tokens256", "token256"))
     assert f"  {name}" in str(error.value).splitlines()[1:]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 16, 64, 300])
+@pytest.mark.parametrize("case", [INT4, MXFP4, WeightCase("int8", "bf16", "bf16", 128, n=8192, k=8192)], ids=str)
+def test_warpgroups_of_a_split_have_stages_of_their_own(host: ModuleType, case: WeightCase, tokens: int) -> None:
+    rings = host.rings(case.desc, tokens)
+    assert rings
+    for name, (stages, early) in rings.items():
+        split = int(re.search(r"_split_k(\d+)_", name)[1])
+        assert stages >= 2 and stages % split == 0, name
+        assert 1 <= early <= stages
