@@ -167,10 +167,12 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
         work = work_of_tile(tile);
         Consumers::consume(m, ring, work, group, consumer);
         if (m.dependent_launch) ptx::wait_for_dependencies();
+        int here = lane;
+        ptx::forget(here);  // else what follows from the lane stays in registers of the main loop
         store_sums<kTile.tokens>(
             p.epilogue, Consumers::sums(consumer, 0), kUnit,
             work.row_tile * kTile.rows() + 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer),
-            work.token_tile * kTile.tokens, m.tokens, lane,
+            work.token_tile * kTile.tokens, m.tokens, here,
             epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
       }
     }
