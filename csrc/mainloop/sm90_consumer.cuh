@@ -15,6 +15,7 @@ struct Sm90Consumer : Sm90Stage<Config> {
   using Stage::kPromoted;
   using Stage::kSums;
   using Stage::tile;
+  using Stage::token_rows;
   using typename Stage::MmaType;
   using typename Stage::Ring;
   using typename Stage::Weights;

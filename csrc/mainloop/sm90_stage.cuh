@@ -47,7 +47,9 @@ struct Sm90Stage {
     int k_begin, k_end;  // records
   };
 
-  __device__ static int token_rows(const Sm90MainloopParams& p) { return kMmaSync ? p.token_rows : tile().tokens; }
+  __device__ static int token_rows(const Sm90MainloopParams& p) {
+    return tile().drops_rows() ? p.token_rows : tile().tokens;
+  }
 
   // Shared addresses, and the ring position both sides step through.
   struct Ring {

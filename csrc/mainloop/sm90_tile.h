@@ -39,10 +39,12 @@ struct Sm90Tile {
   // The last warps are producers: of weights and tokens, and of the tokens' scales where they have groups.
   constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : token_groups ? 64 : 32); }
 
-  // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token][128], in `token_rows` rows. With
-  // mma.sync these are no more than there are tokens: copies that run past the last one are slow.
+  // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token row][128]. Where tokens are few
+  // there are no more rows than tokens, because copies that run past the last one are slow; what a product finds in
+  // place of others gives columns of sums that nobody stores.
+  constexpr bool drops_rows() const { return tokens <= 32; }
   constexpr int token_rows(int64_t existing) const {
-    return mma_patches > 0 && existing < tokens ? static_cast<int>(existing) : tokens;
+    return drops_rows() && existing < tokens ? static_cast<int>(existing) : tokens;
   }
   constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
   constexpr int token_copy_bytes(int token_rows) const { return stage_tiles() * token_blocks() * token_rows * 128; }

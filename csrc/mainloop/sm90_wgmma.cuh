@@ -19,6 +19,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using Base::kPromoted;
   using Base::kSums;
   using Base::tile;
+  using Base::token_rows;
   using typename Base::Consumer;
   using typename Base::Ring;
   using typename Base::Weights;
@@ -26,15 +27,16 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
 
   static constexpr int kExponent = Weights::kExponent;  // number = sum * 2^kExponent
 
-  // Shared-memory descriptor of B, K-major with 128-byte swizzle: 8 tokens a 1024-byte group.
+  // Shared-memory descriptor of B, K-major with 128-byte swizzle: 8 tokens a 1024-byte group. The swizzle is one of
+  // addresses, so that it may begin at any token row.
   __device__ static uint64_t descriptor(const uint8_t* tokens) {
     constexpr uint64_t kGroupStride = uint64_t{1024 >> 4} << 32;
     constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
     return static_cast<uint64_t>((ptx::shared_address(tokens) & 0x3FFFF) >> 4) | kGroupStride | kSwizzle128;
   }
   // Descriptor steps (16-byte units) of MMA step `step` of half `half`.
-  __device__ static constexpr uint64_t descriptor_step(int half, int step) {
-    return k16 ? half * (tile().tokens * 128 >> 4) + 2 * step : 2 * (Weights::kSteps * half + step);
+  __device__ static constexpr uint64_t descriptor_step(int half, int step, int token_rows) {
+    return k16 ? half * token_rows * 8 + 2 * step : 2 * (Weights::kSteps * half + step);
   }
 
   template <int kHalf, int kStep>
@@ -49,14 +51,15 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
 
   // Dequantises and multiplies one half of a record. `accumulate`: whether acc holds a sum already.
   template <int kHalf>
-  __device__ static void multiply_half(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2],
-                                       uint32_t (&fragment)[2][Weights::kSteps][4], uint64_t tokens, bool accumulate,
-                                       Consumer& c) {
-    fragments<kHalf, 0>(view, weights, rows, fragment[kHalf]);
+  __device__ static void multiply_half(const Sm90MainloopParams& p, const Weights& weights,
+                                       typename Weights::Row (&rows)[2], uint32_t (&fragment)[2][Weights::kSteps][4],
+                                       uint64_t tokens, bool accumulate, Consumer& c) {
+    fragments<kHalf, 0>(p.view, weights, rows, fragment[kHalf]);
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Weights::kSteps; ++step) {
-      Wgmma<kOperand, tile().tokens>::run(c.acc[0], fragment[kHalf][step], tokens + descriptor_step(kHalf, step),
+      Wgmma<kOperand, tile().tokens>::run(c.acc[0], fragment[kHalf][step],
+                                          tokens + descriptor_step(kHalf, step, token_rows(p)),
                                           accumulate || step > 0 || kHalf > 0);
     }
     ptx::wgmma_commit_group();
@@ -70,12 +73,12 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     typename Weights::Row rows[2];
     uint32_t fragment[2][Weights::kSteps][4];
     weights.load(p.view, records + record * p.record_bytes, c.warp, c.lane);
-    const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_blocks() * tile().tokens * 128);
-    multiply_half<0>(p.view, weights, rows, fragment, tokens, !kPromoted, c);
+    const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_blocks() * token_rows(p) * 128);
+    multiply_half<0>(p, weights, rows, fragment, tokens, !kPromoted, c);
     ptx::wgmma_wait_group<1>();
     if (pending != 0) ptx::mbarrier_arrive(pending);
     pending = 0;
-    multiply_half<1>(p.view, weights, rows, fragment, tokens, true, c);
+    multiply_half<1>(p, weights, rows, fragment, tokens, true, c);
     if constexpr (kPromoted) {
       float scale[2] = {1, 1};
       if constexpr (kAccumulatorScale) {
