@@ -9,23 +9,12 @@
 #include <cuda_runtime.h>
 
 #include "epilogue/sm90_store.cuh"
-#include "kernel/cuda_check.h"
 #include "kernel/gemm_params.h"
-#include "kernel/tensor_map.h"
-#include "mainloop/sm90_gemm.cuh"
+#include "kernel/sm90_kernel.cuh"
 
 namespace humming {
 
 namespace gemm_sm90 {
-
-// Registers of a thread once producers have given theirs to consumers; a warpgroup of producers and all consumers have
-// 64 Ki together.
-struct Registers {
-  int producer, consumer;
-};
-constexpr Registers registers_of(int consumer_groups) {
-  return consumer_groups == 2 ? Registers{40, 232} : consumer_groups == 3 ? Registers{32, 160} : Registers{32, 120};
-}
 
 // Parameters come through a cache that a kernel finds empty: read the epilogue's while there is time.
 template <class T>
@@ -41,16 +30,19 @@ __device__ void fetch_parameters(const T& params) {
 template <class Gemm>
 __device__ typename Gemm::Work work_of(const GemmSm90Params& p, int tile, int row_tiles, int token_tiles, int rank) {
   typename Gemm::Work work;
-  work.token_tile = 0;
+  int token_tile = 0;
+  work.packed = p.mainloop.packed;
   work.row_tile = tile;
   if (token_tiles > 1) {
     const int per_group = row_tiles * p.raster;
     const int first = tile / per_group * p.raster;
     const int size = min(p.raster, token_tiles - first);
     const int in_group = tile % per_group;
-    work.token_tile = first + in_group % size;
+    token_tile = first + in_group % size;
     work.row_tile = in_group / size;
   }
+  work.token = token_tile * Gemm::tile().tokens;
+  work.tokens = min(Gemm::tile().tokens, p.mainloop.tokens - work.token);
   work.k_begin = 0;
   work.k_end = p.mainloop.num_k_tiles;
   if constexpr (Gemm::tile().cluster_k > 1) {
@@ -75,11 +67,8 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   // Not aligned through an integer: that would make the compiler forget that it is shared memory.
   extern __shared__ __align__(1024) uint8_t shared[];
   const Sm90MainloopParams& m = p.mainloop;
-  uint8_t* weights = shared + m.stages * kTile.token_stage_bytes(Gemm::token_rows(m));
-  uint8_t* scales = weights + m.stages * kTile.weight_stage_bytes(m.record_bytes);
-  const int area = max(m.stages * kTile.stage_bytes(m.record_bytes, Gemm::token_rows(m)), kTile.reduction_bytes());
-  uint8_t* epilogue = shared + area;
-  const uint32_t barriers = ptx::shared_address(epilogue + kTile.epilogue_bytes());
+  uint8_t* epilogue = sm90_kernel::epilogue_place<Gemm>(m, shared);
+  typename Gemm::Ring ring = sm90_kernel::ring_of<Gemm>(m, shared);
 
   // The warp index through a shuffle: uniform for the compiler.
   const int thread = ptx::thread_index();
@@ -90,35 +79,25 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
 
   // The warp that brings the weights sets the barriers up and goes on; the others wait for them.
   if (warp == 4 * kConsumers) {
-    if (ptx::elect_one()) {
-      for (int i = 0; i < m.stages; ++i) {
-        ptx::mbarrier_init(barriers + 8 * i, Gemm::kFullArrivals);
-        ptx::mbarrier_init(barriers + 8 * (m.stages + i), 128 * kTile.row_groups);
-      }
-      ptx::fence_mbarrier_init();
-      ptx::prefetch_tensor_map(&map);
-    }
+    sm90_kernel::init_ring<Gemm>(ring, &map);
     __syncwarp();
     ptx::named_barrier_arrive<1, kTile.threads()>();
   } else {
     ptx::named_barrier_sync<1, kTile.threads()>();
   }
 
-  typename Gemm::Ring ring{m, shared, weights, scales, barriers};
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   const int token_tiles = (m.tokens + kTile.tokens - 1) / kTile.tokens;
   const int num_tiles = row_tiles * token_tiles;
   const int first_tile = blockIdx.x / kTile.cluster_k;
   const int num_clusters = gridDim.x / kTile.cluster_k;
 
-  const auto tokens_of = [&](const typename Gemm::Work& work) {
-    return min(kTile.tokens, m.tokens - work.token_tile * kTile.tokens);
-  };
   const auto work_of_tile = [&](int tile) { return work_of<Gemm>(p, tile, row_tiles, token_tiles, rank); };
   auto work = work_of_tile(first_tile);
 
   if (group == kConsumers) {
-    if constexpr (kTile.moves_registers()) ptx::set_max_registers_down<registers_of(kConsumers).producer>();
+    if constexpr (kTile.moves_registers())
+      ptx::set_max_registers_down<sm90_kernel::registers_of(kConsumers).producer>();
     if (warp == 4 * kConsumers && ptx::elect_one()) {
       Producer::produce(m, &map, ring, work, m.early_stages);
 #pragma unroll 1
@@ -138,7 +117,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     }
     __syncwarp();
   } else {
-    if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<registers_of(kConsumers).consumer>();
+    if constexpr (kTile.moves_registers()) ptx::set_max_registers_up<sm90_kernel::registers_of(kConsumers).consumer>();
     typename Consumers::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
@@ -146,7 +125,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
       EpilogueTable table(epilogue, kTile.rows());
       table.load_rows(p.epilogue, kUnit, work.row_tile * kTile.rows(), kTile.rows(), thread, 128 * kConsumers);
       if (m.dependent_launch) ptx::wait_for_dependencies();
-      table.load_tokens(p.epilogue, work.token_tile * kTile.tokens, tokens_of(work), thread, 128 * kConsumers);
+      table.load_tokens(p.epilogue, work.token, work.tokens, thread, 128 * kConsumers);
       fetch_parameters(p.epilogue);
 
       Consumers::consume(m, ring, work, group, consumer);
@@ -172,8 +151,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
         store_sums<kTile.tokens>(
             p.epilogue, Consumers::sums(consumer, 0), kUnit,
             work.row_tile * kTile.rows() + 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer),
-            work.token_tile * kTile.tokens, m.tokens, here,
-            epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+            work.token, m.tokens, here, epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
       }
     }
   }
@@ -186,8 +164,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     if (group < kConsumers) {
       reduce_and_store<kTile.shares(), kTile.cluster_k, kTile.rows()>(
           p.epilogue, reinterpret_cast<const float*>(shared), EpilogueTable(epilogue, kTile.rows()), kTile.tokens,
-          work.row_tile * kTile.rows(), work.token_tile * kTile.tokens, tokens_of(work), thread, 128 * kConsumers,
-          rank);
+          work.row_tile * kTile.rows(), work.token, work.tokens, thread, 128 * kConsumers, rank);
     }
   }
   // No CTA may end while another reads its shared memory.
@@ -199,28 +176,9 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
 template <class Config>
 void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
   constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
-  const auto kernel = &gemm_sm90::gemm_sm90_kernel<Config>;
-  const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows);
-  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
-  const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
-                                    p.mainloop.token_rows, kTile.stage_tiles() * kTile.token_blocks());
-
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(p.num_ctas);
-  config.blockDim = dim3(kTile.threads());
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (kTile.cluster_k > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(kTile.cluster_k), 1, 1};
-  }
-  if (p.mainloop.dependent_launch) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  HUMMING_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, map, p));
+  sm90_kernel::launch<Sm90Gemm<Config>>(
+      &gemm_sm90::gemm_sm90_kernel<Config>, p,
+      kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows), stream);
 }
 
 }  // namespace humming

@@ -91,9 +91,9 @@ struct Sm90Producer : Sm90Stage<Config> {
     const int token_bytes = tile().token_copy_bytes(token_rows(p));
     const int strip = work.row_tile * tile().row_groups;
     Source source;
-    source.weights = p.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
+    source.weights = work.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
     source.strips = min(tile().row_groups, p.num_strips - strip);
-    source.token = work.token_tile * tile().tokens;
+    source.token = work.token;
     source.block = work.k_begin * tile().token_blocks();
 
     const int tail = p.half_tail && work.k_end == p.num_k_tiles;
@@ -135,9 +135,7 @@ struct Sm90Producer : Sm90Stage<Config> {
 
   // A warp of its own brings the tokens' scales of one work item, strided as they lie: zeros for what is no token.
   __device__ static void produce_scales(const Sm90MainloopParams& p, Ring& ring, const Work& work, int lane) {
-    const int first = work.token_tile * tile().tokens;
-    const int tokens = min(tile().tokens, p.tokens - first);
-    const float* scales = p.token_scales + first * p.token_scale_stride;
+    const float* scales = p.token_scales + work.token * p.token_scale_stride;
 #pragma unroll 1
     for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles(), ring.next()) {
       ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
@@ -146,7 +144,7 @@ struct Sm90Producer : Sm90Stage<Config> {
       for (int i = lane; i < tile().stage_tiles() * tile().tokens; i += 32) {
         const int token = i % tile().tokens;
         const int record = k + i / tile().tokens;
-        const bool exists = token < tokens && record < work.k_end;
+        const bool exists = token < work.tokens && record < work.k_end;
         ptx::async_copy_4(to + 4 * i, scales + (exists ? token * p.token_scale_stride + record : 0), exists ? 4 : 0);
       }
       ptx::mbarrier_arrive_after_copies(ring.full());

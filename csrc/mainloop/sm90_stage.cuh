@@ -42,8 +42,11 @@ struct Sm90Stage {
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
   static constexpr bool kClearTail = Weights::kTraits.specials != Specials::none;
 
+  // A tile of the product.
   struct Work {
-    int row_tile, token_tile;
+    const uint8_t* packed;  // the weight, or that of the expert
+    int row_tile;
+    int token, tokens;   // rows of x: the first, and how many
     int k_begin, k_end;  // records
   };
 
