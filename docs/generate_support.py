@@ -24,7 +24,7 @@ ORDERS = {"e4m3": "k32", "s8": "k32", "s4": "k64"}  # besides k16 for bf16 and f
 # Op -> the manifest's family of its CUDA kernels.
 FAMILIES = {
     "gemm": "gemm_sm90",
-    "moe_gemm": "moe_gemm",
+    "moe_gemm": "moe_gemm_sm90",
     "quantize_activation": "quantize",
     "moe_align": "moe_align",
     "moe_reduce": "moe_reduce",

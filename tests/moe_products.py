@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+from humming_ext import _ops
 from products import NATIVE, Maker, amid_nan, case_of, columns, operand_rounded, power_of_two
 from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded
 
@@ -353,12 +354,10 @@ class Problem:
         return ~self.exact.isnan().any(dim=1)
 
     def workspace(self) -> torch.Tensor:
-        """Room for a copy of x with a pitch of 128 bytes and for lists of rows and blocks; full of 0xFF bytes."""
-        *rows, k = self.x.shape
-        pitch = -(-k * self.x.element_size() // 128) * 128
-        copied = torch.Size(rows).numel() * pitch
-        lists = 64 * (len(self.exact) + self.mixture.routing.experts) + 65536
-        return torch.full((copied + lists,), 0xFF, dtype=torch.uint8, device=self.x.device)
+        """As much as the functional op takes; full of 0xFF bytes."""
+        experts, top_k = self.mixture.routing.experts, self.mixture.routing.top_k
+        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, experts, self.layout, top_k)
+        return torch.full((size,), 0xFF, dtype=torch.uint8, device=self.x.device)
 
     def overwrite(self, other: Problem) -> None:
         """Puts the other's tokens and routing, of the same shapes, into the tensors of this."""

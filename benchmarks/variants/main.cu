@@ -25,6 +25,7 @@
 #include "kernel/cuda_check.h"
 #include "layout/record.h"
 #include "select/gemm_sm90.h"
+#include "select/select_sm90.h"
 
 namespace humming {
 namespace {

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "select/gemm_sm90.h"
+#include "select/moe_gemm_sm90.h"
+#include "select/select_sm90.h"
 
 namespace py = pybind11;
 
@@ -80,6 +82,23 @@ py::dict rings(const std::vector<int64_t>& desc, int64_t tokens) {
   return all;
 }
 
+MoeProblem moe_problem_of(const std::vector<int64_t>& ints, int64_t rows) {
+  const WeightDesc desc = WeightDesc::parse(ints.data(), ints.size());
+  return typical_moe_gemm(desc, own_dtype(desc.operand), rows);
+}
+
+// (name of the chosen instance, its stages); None if none can run.
+std::optional<std::pair<std::string, int>> choose_moe(const std::vector<int64_t>& desc, int64_t rows) {
+  const MoeProblem problem = moe_problem_of(desc, rows);
+  const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, kH200);
+  if (instance == nullptr) return std::nullopt;
+  return std::pair(instance->entry.name, params_moe_gemm_sm90(*instance, problem, kH200).mainloop.stages);
+}
+
+std::string explain_moe(const std::vector<int64_t>& desc, int64_t rows) {
+  return explain_moe_gemm_sm90(moe_problem_of(desc, rows), kH200);
+}
+
 }  // namespace
 
 void bind_selection(py::module_& m) {
@@ -87,6 +106,8 @@ void bind_selection(py::module_& m) {
   m.def("explain", &explain, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows());
   m.def("estimates", &estimates);
   m.def("rings", &rings);
+  m.def("choose_moe", &choose_moe);
+  m.def("explain_moe", &explain_moe);
   m.def("find_instance", [](const std::string& name) { return name_of(&find_gemm_sm90(name)); });
 }
 

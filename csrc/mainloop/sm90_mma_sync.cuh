@@ -26,6 +26,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
 
   static constexpr int kQuarters = kTileK / 32;  // two MMA steps each
   static constexpr int kTokenTiles = tile().tokens / 8;
+  static constexpr int kTurn = kTokenTiles == 1 || kPatches == 1 ? kPatches : 2;  // patches side by side, in registers
   static constexpr int kScaleQuarters = kAccumulatorScale ? Weights::kGroup / 32 : kQuarters;  // between two scalings
   static constexpr int kScales = kQuarters / kScaleQuarters;                                   // of a record
 
@@ -103,19 +104,19 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
     }
   }
 
-  // A quarter of the warp's patches into their sums; then the quarters after it. The patches take turns, because a
-  // product waits long for the one before it in the same sums. After the last quarter of a group its scale joins the
+  // A quarter of kTurn patches, kFirst first, into their sums; then the quarters after it. Patches take turns, because
+  // a product waits long for the one before it in the same sums. After the last quarter of a group its scale joins the
   // sums to a patch's total.
-  template <int kQuarter>
-  __device__ static void multiply_quarters(const RecordView& view, const Weights (&weights)[kPatches],
-                                           typename Weights::Row (&rows)[kPatches][2], const Tokens& tokens,
+  template <int kQuarter, int kFirst>
+  __device__ static void multiply_quarters(const RecordView& view, const Weights (&weights)[kTurn],
+                                           typename Weights::Row (&rows)[kTurn][2], const Tokens& tokens,
                                            TokenSums& token_sums, Consumer& c) {
     if constexpr (kQuarter < kQuarters) {
       constexpr int kScale = kQuarter / kScaleQuarters;
-      if constexpr (kCentred) sum_tokens<kQuarter>(tokens, token_sums);
+      if constexpr (kCentred && kFirst == 0) sum_tokens<kQuarter>(tokens, token_sums);
 #pragma unroll
-      for (int patch = 0; patch < kPatches; ++patch) {
-        float (&sums)[kSums] = c.acc[patch];
+      for (int patch = 0; patch < kTurn; ++patch) {
+        float (&sums)[kSums] = c.acc[kFirst + patch];
         if constexpr (kAccumulatorScale && kQuarter % kScaleQuarters == 0) {
 #pragma unroll
           for (int i = 0; i < kSums; ++i) sums[i] = 0;
@@ -133,7 +134,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
       if constexpr (kAccumulatorScale && (kQuarter + 1) % kScaleQuarters == 0) {
         const int group = Weights::group_of(view, 32 * kQuarter);
 #pragma unroll
-        for (int patch = 0; patch < kPatches; ++patch) {
+        for (int patch = 0; patch < kTurn; ++patch) {
           float scale[2], centre[2];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
@@ -142,13 +143,29 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
           }
 #pragma unroll
           for (int i = 0; i < kSums; ++i) {
-            float sum = c.acc[patch][i];
+            float sum = c.acc[kFirst + patch][i];
             if constexpr (kCentred) sum = fmaf(-centre[i / 2 % 2], token_sums[kScale][i], sum);
-            c.total[patch][i] = fmaf(sum, scale[i / 2 % 2], c.total[patch][i]);
+            c.total[kFirst + patch][i] = fmaf(sum, scale[i / 2 % 2], c.total[kFirst + patch][i]);
           }
         }
       }
-      multiply_quarters<kQuarter + 1>(view, weights, rows, tokens, token_sums, c);
+      multiply_quarters<kQuarter + 1, kFirst>(view, weights, rows, tokens, token_sums, c);
+    }
+  }
+
+  // The patches of the warp's record, kTurn at a time.
+  template <int kFirst>
+  __device__ static void multiply_patches(const Sm90MainloopParams& p, const uint8_t* record, const Tokens& tokens,
+                                          TokenSums& token_sums, Consumer& c) {
+    if constexpr (kFirst < kPatches) {
+      Weights weights[kTurn];
+      typename Weights::Row rows[kTurn][2];
+#pragma unroll
+      for (int patch = 0; patch < kTurn; ++patch) {
+        weights[patch].load(p.view, record, first_patch(c) + kFirst + patch, c.lane);
+      }
+      multiply_quarters<0, kFirst>(p.view, weights, rows, tokens, token_sums, c);
+      multiply_patches<kFirst + kTurn>(p, record, tokens, token_sums, c);
     }
   }
 
@@ -170,15 +187,9 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
       ptx::mbarrier_wait(ring.full(), ring.phase);
       if (k + share < work.k_end) {
         const uint8_t* record = ring.stage_weights() + share * p.record_bytes;
-        Weights weights[kPatches];
-        typename Weights::Row rows[kPatches][2];
         Tokens tokens;
         load_tokens(ptx::shared_address(ring.stage_tokens()), share, p.token_rows, c.lane, tokens);
-#pragma unroll
-        for (int patch = 0; patch < kPatches; ++patch) {
-          weights[patch].load(p.view, record, first_patch(c) + patch, c.lane);
-        }
-        multiply_quarters<0>(p.view, weights, rows, tokens, token_sums, c);
+        multiply_patches<0>(p, record, tokens, token_sums, c);
       }
       ptx::mbarrier_arrive(ring.empty());
     }

@@ -11,6 +11,7 @@
 #include "ops/cpu_dispatch.h"
 #include "ops/tensor_check.h"
 #include "select/gemm_sm90.h"
+#include "select/moe_gemm_sm90.h"
 
 namespace humming {
 namespace {
@@ -64,11 +65,19 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
              x == DType::int4 ? " (two int4 per byte)" : "", "; operand ", operand_name(desc.operand),
              widening(desc, x), ", ", accumulation(desc), "; ");
   if (!cuda) return concat(text, "CPU kernels, ", cpu_kernels().name);
-  const GemmParams problem = typical_gemm(desc, x, tokens);
   const DeviceInfo device = planning_device();
-  const GemmSm90Instance* instance = choose_gemm_sm90(problem, device).instance;
-  const std::string details = explain_gemm_sm90(problem, device);
-  if (instance != nullptr) return concat(text, "CUDA instance ", instance->entry.name, details);
+  const KernelEntry* entry = nullptr;
+  std::string details;
+  if (desc.experts > 0) {
+    const MoeProblem problem = typical_moe_gemm(desc, x, tokens);
+    if (const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, device)) entry = &instance->entry;
+    details = explain_moe_gemm_sm90(problem, device);
+  } else {
+    const GemmParams problem = typical_gemm(desc, x, tokens);
+    if (const GemmSm90Instance* instance = choose_gemm_sm90(problem, device).instance) entry = &instance->entry;
+    details = explain_gemm_sm90(problem, device);
+  }
+  if (entry != nullptr) return concat(text, "CUDA instance ", entry->name, details);
   return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
                 *kCudaArchs ? kCudaArchs : "none",
                 ") has no such product for the GPU; move x and the weight to the CPU", details);

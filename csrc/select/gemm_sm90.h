@@ -9,22 +9,10 @@
 #include "instances/instances.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
+#include "select/device_info.h"
 #include "select/tuned.h"
 
 namespace humming {
-
-// The facts of a GPU that selection uses.
-struct DeviceInfo {
-  int capability;  // major * 10 + minor
-  int num_sms;
-  int shared_per_block;  // bytes a block may have, opted in
-  int shared_per_sm;
-};
-
-inline constexpr DeviceInfo kH200{90, 132, 232448, 233472};
-
-// The type of x that an operand multiplies without widening.
-DType own_dtype(Operand operand);
 
 // A call with contiguous, aligned rows, a scale per token and a bf16 result: what plans are made for.
 GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens);

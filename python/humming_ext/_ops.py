@@ -110,9 +110,24 @@ def _moe_gemm_outputs(
     return x.new_empty([*rows, columns], dtype=_result_dtype(x, out_dtype))
 
 
+def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, layout: str, top_k: int) -> int:
+    """Workspace of moe_gemm on a GPU: layout "indexed" gathers tokens by expert, with their scales and rows of out."""
+    if not x.is_cuda:
+        return 0
+    if layout != "indexed":
+        return _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
+    pairs = x.shape[0] * top_k
+    scales = 0 if x_scale is None else x_scale.numel() * top_k
+    pitch = _ceil_div(x.shape[1] * x.element_size(), _PITCH_BYTES) * _PITCH_BYTES
+    parts = (pairs * pitch, 4 * scales, 4 * pairs, 4 * experts, 4 * experts)
+    return sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
+
+
 def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
     out = _moe_gemm_outputs(*args, out_dtype=out_dtype)
-    _ops.moe_gemm.out(*args, expected_tokens=expected_tokens, out=out, workspace=_workspace(out))
+    x, x_scale, packed, layout, top_k = args[0], args[1], args[2], args[6], args[13]
+    workspace = _workspace(out, _moe_gemm_workspace_bytes(x, x_scale, packed.shape[0], layout, top_k))
+    _ops.moe_gemm.out(*args, expected_tokens=expected_tokens, out=out, workspace=workspace)
     return out
 
 

@@ -222,3 +222,24 @@ def test_warpgroups_of_a_split_have_stages_of_their_own(host: ModuleType, case: 
         split = int(re.search(r"_split_k(\d+)_", name)[1])
         assert stages >= 2 and stages % split == 0, name
         assert 1 <= early <= stages
+
+
+# ---- mixtures of experts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operand", ["bf16", "e4m3"])
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 16), (96, 16), (2000, 16), (8000, 32), (60000, 256)])
+def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, rows: int, tokens: int) -> None:
+    case = WeightCase("e2m1", operand, "e8m0", 32, n=1024, k=4096, experts=256)
+    name, stages = host.choose_moe(case.desc, rows)
+    assert f"_tokens{tokens}_" in name and stages >= 2
+
+
+def test_a_mixture_is_explained(host: ModuleType) -> None:
+    case = WeightCase("e2m1", "bf16", "e8m0", 32, n=1024, k=4096, experts=256)
+    text = host.explain_moe(case.desc, 96)
+    assert "chosen by the lowest estimate for 96 rows" in text and "\n  > " in text
+    assert host.choose_moe(WeightCase("int6", n=64, k=128, experts=8).desc, 96) is None
+    assert "is for another format or operand" in host.explain_moe(WeightCase("int6", n=64, k=128, experts=8).desc, 96)
+    many = WeightCase("e2m1", "bf16", "e8m0", 32, n=64, k=128, experts=5000)
+    assert "takes at most 4096 experts:\n" in host.explain_moe(many.desc, 96)

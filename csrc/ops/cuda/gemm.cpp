@@ -8,6 +8,7 @@
 #include "ops/cuda/launch.h"
 #include "ops/tensor_check.h"
 #include "select/gemm_sm90.h"
+#include "select/moe_gemm_sm90.h"
 
 namespace humming {
 namespace {
@@ -64,8 +65,69 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
   run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), &instance);
 }
 
+// Takes parts of the workspace, each at a multiple of 128 bytes.
+struct Workspace {
+  uint8_t* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* part = reinterpret_cast<T*>(base + used);
+    used += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
+    return part;
+  }
+};
+
+// The problem after its tokens were gathered, and how to gather them.
+MoeProblem gathered(const MoeParams& params, MoeGatherParams* gather) {
+  const GemmParams& gemm = params.gemm;
+  const int64_t experts = gemm.desc.experts;
+  gather->call = params;
+  gather->x_bytes = (gemm.desc.k * dtype_bits(gemm.x_dtype) + 7) / 8;
+  gather->x_pitch = (gather->x_bytes + 127) / 128 * 128;
+  gather->scale_groups = gemm.x_scale.row_stride;  // none, or one for all of x: 0
+  Workspace workspace{static_cast<uint8_t*>(gemm.workspace)};
+  gather->x = workspace.take<uint8_t>(gemm.out_rows * gather->x_pitch);
+  gather->x_scale = workspace.take<float>(gemm.out_rows * gather->scale_groups);
+  gather->out_rows = workspace.take<int32_t>(gemm.out_rows);
+  gather->counts = workspace.take<int32_t>(experts);
+  gather->cursors = workspace.take<int32_t>(experts);
+  HUMMING_CHECK(gemm.workspace_bytes >= workspace.used && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0,
+                "humming::moe_gemm: workspace has ", gemm.workspace_bytes, " bytes, but tokens of the layout ",
+                "\"indexed\" are gathered in it: ", workspace.used, " bytes that begin at a multiple of 128");
+
+  MoeProblem problem{gemm, {}, gather->out_rows, gemm.out_rows};
+  problem.gemm.x = gather->x;
+  problem.gemm.x_row_bytes = gather->x_pitch;
+  problem.gemm.rows = gemm.out_rows;
+  if (gather->scale_groups > 0) problem.gemm.x_scale.data = gather->x_scale;
+  problem.rows.counts = gather->counts;
+  return problem;
+}
+
 void moe_gemm_cuda(const Tensor& x, const MoeParams& params) {
-  if (has_rows(params.gemm)) refuse("humming::moe_gemm", params.gemm, x, "");
+  const char* op = "humming::moe_gemm";
+  if (!has_rows(params.gemm)) return;
+  const OnDeviceOf device(x);
+  const DeviceInfo info = device.info();
+  const bool indexed = params.layout == MoeLayout::indexed;
+  MoeGatherParams gather{};
+  MoeProblem problem = indexed ? gathered(params, &gather) : MoeProblem{params.gemm, {}, nullptr, params.gemm.rows};
+  if (!indexed) align_rows(op, &problem.gemm, device.stream());
+  problem.rows.layout = params.layout;
+  problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
+  problem.rows.rows = static_cast<int>(problem.gemm.rows);
+  problem.rows.offsets = params.expert_offsets;
+  problem.rows.offset_dtype = params.offset_dtype;
+  if (params.layout == MoeLayout::masked) problem.rows.counts = params.expert_counts;
+  problem.rows.capacity = params.capacity;
+  if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
+
+  const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, info);
+  if (instance == nullptr) refuse(op, params.gemm, x, rejections_moe_gemm_sm90(problem, info));
+  if (indexed) launch<MoeGatherColumns>(op, x, gather);
+  instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
+  HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace

@@ -1,0 +1,48 @@
+// What the MoE kernels are given. No CUDA needed; select/ and ops/ fill them.
+#pragma once
+
+#include "epilogue/moe_epilogue.h"
+#include "kernel/gemm_params.h"
+#include "kernel/params.h"
+
+namespace humming {
+
+// Where the rows of every expert are. Bad numbers make fewer rows, never an access outside of x.
+struct MoeRows {
+  MoeLayout layout;
+  int experts;
+  int rows;               // of x
+  const void* offsets;    // contiguous: [experts + 1]
+  DType offset_dtype;     // int32, int64
+  const int32_t* counts;  // masked: expert e's rows begin at e * capacity; indexed: after those of the experts before
+  int64_t capacity;
+};
+
+struct MoeGemmSm90Params {
+  Sm90MainloopParams mainloop;  // packed: of expert 0
+  MoeEpilogueParams epilogue;
+  MoeRows rows;
+  int64_t expert_bytes;
+  const void* x;
+  int64_t x_row_bytes;
+  int num_ctas;
+};
+
+// Shared memory of the list of blocks.
+constexpr int moe_table_bytes(int experts) { return 4 * (3 * experts + 1); }
+
+// Tokens of the indexed layout, brought into the order of their experts.
+struct MoeGatherParams {
+  MoeParams call;        // of layout indexed
+  int64_t x_bytes;       // of a row
+  int64_t scale_groups;  // fp32 scales of a row of x, 0: none, or one for all
+  // Written: [gemm.out_rows] rows of x with their scales and their rows of out, and how many every expert has.
+  uint8_t* x;
+  int64_t x_pitch;
+  float* x_scale;
+  int32_t* out_rows;
+  int32_t* counts;   // [experts]
+  int32_t* cursors;  // [experts], scratch
+};
+
+}  // namespace humming

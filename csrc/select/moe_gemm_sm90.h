@@ -1,0 +1,43 @@
+// Selection of Hopper's MoE GEMM, as gemm_sm90.h for the dense one.
+#pragma once
+
+#include <string>
+
+#include "instances/instances.h"
+#include "kernel/moe_gemm_params.h"
+#include "select/device_info.h"
+
+namespace humming {
+
+using MoeGemmSm90Instance = Instance<MoeGemmSm90Columns>;
+
+// What a MoE product wants of an instance. Of the layout "indexed" after its tokens were gathered (MoeGatherParams).
+struct MoeProblem {
+  GemmParams gemm;
+  MoeRows rows;
+  const int32_t* out_rows;  // MoeEpilogueParams
+  int64_t expected_rows;    // that experts have together, as far as the host knows
+};
+
+// As typical_gemm: so many rows, together.
+MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows);
+
+bool is_for(const MoeGemmSm90Instance& instance, const WeightDesc& desc);
+
+// Why an instance cannot run a problem; nullptr if it can.
+const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
+
+// Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
+double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
+
+// The instance of the lowest estimate; nullptr if none can run the problem.
+const MoeGemmSm90Instance* choose_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
+
+MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem,
+                                       const DeviceInfo& device);
+
+// The rest is for messages, as in gemm_sm90.h.
+std::string rejections_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
+std::string explain_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
+
+}  // namespace humming
