@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds a program that checks and times variants of the dense Hopper kernel without torch, in seconds.
+"""Builds a program that checks and times variants of the Hopper GEMM kernels without torch, in seconds.
 
 The rows of a TOML file are instances in the form of csrc/instances/manifest.toml, whose families and tiles they may
 use:
@@ -92,7 +92,13 @@ def main() -> int:
     code = [generated / name for name in sources if not name.endswith(".h")]
     code += [ROOT / "benchmarks/variants/main.cu"]
     code += [
-        ROOT / "csrc" / name for name in ("select/gemm_sm90.cpp", "layout/weight_desc.cpp", "kernel/tensor_map.cpp")
+        ROOT / "csrc" / name
+        for name in (
+            "select/gemm_sm90.cpp",
+            "select/moe_gemm_sm90.cpp",
+            "layout/weight_desc.cpp",
+            "kernel/tensor_map.cpp",
+        )
     ]
     objects = [out / f"{path.stem}.o" for path in code]
     nvcc = ["nvcc", *FLAGS, "-I", str(ROOT / "csrc"), "-I", str(generated)]

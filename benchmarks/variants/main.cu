@@ -1,7 +1,10 @@
-// Checks and times every dense instance it was built with, without torch:
+// Checks and times every GEMM instance it was built with, without torch:
 //
-//   variants N K TOKENS[,TOKENS...] [early=STAGES] [l2]
+//   variants N K TOKENS[,TOKENS...] [experts=E] [top_k=T] [early=STAGES] [l2]
 //
+//   experts the MoE instances, with so many experts of N x K, instead of the dense ones. Tokens go to top_k random
+//   experts
+//           each and lie sorted by expert; eight routings take turns
 //   early   stages of weights to ask for before the grid ahead has ended, instead of selection's
 //   l2      the same weights in every launch: what the kernel takes when memory does not bound it
 //
@@ -19,12 +22,14 @@
 #include <cstring>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
 #include "kernel/cuda_check.h"
 #include "layout/record.h"
 #include "select/gemm_sm90.h"
+#include "select/moe_gemm_sm90.h"
 #include "select/select_sm90.h"
 
 namespace humming {
@@ -82,10 +87,12 @@ __device__ double number(const void* x, DType type, int64_t at) {
 }
 
 // errors[s] = {squared error, squared value} of one sampled result per block.
-__global__ void sample_errors(const float* weights, const void* x, DType type, int64_t n, int64_t k, int64_t tokens,
-                              const uint16_t* out, double2* errors) {
+// experts: of every token; nullptr: the only one.
+__global__ void sample_errors(const float* weights, const int* experts, const void* x, DType type, int64_t n, int64_t k,
+                              int64_t tokens, const uint16_t* out, double2* errors) {
   __shared__ double sums[256];
   const int64_t row = hash(blockIdx.x) % n, token = hash(blockIdx.x + kSamples) % tokens;
+  if (experts != nullptr) weights += experts[token] * n * k;
   double sum = 0;
   for (int64_t c = threadIdx.x; c < k; c += blockDim.x) sum += number(x, type, token * k + c) * weights[row * k + c];
   sums[threadIdx.x] = sum;
@@ -113,13 +120,15 @@ struct Weight {
   uint8_t* packed;
   float* values;
 
-  Weight(const GemmSm90Columns& c, int64_t n, int64_t k) : desc{} {
+  template <class Columns>
+  Weight(const Columns& c, int64_t n, int64_t k, int64_t experts) : desc{} {
     constexpr ScaleType kTypes[] = {ScaleType::none, ScaleType::bf16, ScaleType::fp32, ScaleType::e8m0,
                                     ScaleType::e4m3};
     desc.format = c.format;
     desc.operand = c.operand;
     desc.n = n;
     desc.k = k;
+    desc.experts = experts;
     desc.zero = c.zero;
     desc.scale_type = kTypes[static_cast<int>(c.scale_storage)];
     desc.group = desc.scale_type == ScaleType::none ? 0 : c.group;
@@ -127,7 +136,7 @@ struct Weight {
     const RecordGeometry record(desc, 2);
     HUMMING_CHECK(desc.operand != Operand::fp16, "operand fp16 is not measured here");
     HUMMING_CHECK(k % kTileK == 0, "k = ", k, " is no multiple of ", kTileK, ": records must all be full here");
-    bytes = desc.strip_bytes() * desc.num_strips();
+    bytes = desc.strip_bytes() * desc.num_strips() * std::max<int64_t>(experts, 1);
     sets = static_cast<int>(std::clamp<size_t>(kRotated / bytes + 1, 2, 64));
     packed = device_memory<uint8_t>(bytes * sets);
     const bool specials = desc.format_traits().specials != Specials::none;
@@ -142,7 +151,7 @@ struct Weight {
                                  desc.zero == ZeroKind::integer ? ScaleType::none : desc.scale_type, 3);
     }
 
-    values = device_memory<float>(n * k);
+    values = device_memory<float>(n * k * std::max<int64_t>(experts, 1));
     DecodeParams decode{};
     decode.desc = desc;
     decode.packed = packed;
@@ -162,48 +171,62 @@ struct Weight {
 };
 
 struct Options {
+  int64_t experts = 0, top_k = 6;
   int early_stages = 0;  // 0: selection's
   bool in_l2 = false;
 };
 
+// One product, launched with several params in turn.
+template <class Instance, class Params>
 struct Run {
-  const GemmSm90Instance& instance;
+  const Instance& instance;
   const Weight& weight;
-  GemmSm90Params params;
+  const GemmParams& problem;
+  std::vector<Params> params;
+  std::vector<const int*> experts;  // of the tokens, for each params
   cudaStream_t stream;
 
-  double error(const GemmParams& problem, bool dependent) {
-    HUMMING_CUDA_CHECK(cudaMemset(problem.out, 0xFF, problem.out_rows * problem.out_row_stride * 2));  // NaN
-    params.mainloop.dependent_launch = dependent;
-    instance.launch(params, stream);
-    HUMMING_CUDA_CHECK(cudaStreamSynchronize(stream));
+  void launch(size_t which, bool dependent, const uint8_t* packed) {
+    Params& mine = params[which % params.size()];
+    mine.mainloop.dependent_launch = dependent;
+    mine.mainloop.packed = packed;
+    instance.launch(mine, stream);
+  }
+
+  // The largest of all params.
+  double error(bool dependent) {
+    double largest = 0;
     double2* errors = device_memory<double2>(kSamples);
-    sample_errors<<<kSamples, 256>>>(weight.values, problem.x, problem.x_dtype, weight.desc.n, weight.desc.k,
-                                     problem.rows, static_cast<const uint16_t*>(problem.out), errors);
-    std::vector<double2> host(kSamples);
-    HUMMING_CUDA_CHECK(cudaMemcpy(host.data(), errors, kSamples * sizeof(double2), cudaMemcpyDefault));
-    HUMMING_CUDA_CHECK(cudaFree(errors));
-    double error = 0, total = 0;
-    for (const double2& sample : host) {
-      error += sample.x;
-      total += sample.y;
+    for (size_t i = 0; i < params.size(); ++i) {
+      HUMMING_CUDA_CHECK(cudaMemset(problem.out, 0xFF, problem.out_rows * problem.out_row_stride * 2));  // NaN
+      launch(i, dependent, weight.packed);
+      HUMMING_CUDA_CHECK(cudaStreamSynchronize(stream));
+      sample_errors<<<kSamples, 256>>>(weight.values, experts[i], problem.x, problem.x_dtype, weight.desc.n,
+                                       weight.desc.k, problem.rows, static_cast<const uint16_t*>(problem.out), errors);
+      std::vector<double2> host(kSamples);
+      HUMMING_CUDA_CHECK(cudaMemcpy(host.data(), errors, kSamples * sizeof(double2), cudaMemcpyDefault));
+      double error = 0, total = 0;
+      for (const double2& sample : host) {
+        error += sample.x;
+        total += sample.y;
+      }
+      largest = std::max(largest, std::isnan(error) ? HUGE_VAL : std::sqrt(error / total));
     }
-    return std::sqrt(error / total);
+    HUMMING_CUDA_CHECK(cudaFree(errors));
+    return largest;
   }
 
   // Median microseconds per launch.
   double time(bool dependent, bool in_l2) {
-    params.mainloop.dependent_launch = dependent;
-    const bool cooled = params.mainloop.tokens >= kCooledTokens;
-    const int launches = cooled ? 2 : std::max(2 * weight.sets, 30);
+    const bool cooled = problem.rows >= kCooledTokens;
+    const int launches =
+        cooled ? 2 : std::max<int>(2 * weight.sets, params.size() > 1 ? 2 * static_cast<int>(params.size()) : 30);
     cudaGraph_t graph;
     cudaGraphExec_t replay;
     HUMMING_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < launches; ++i) {
-      params.mainloop.packed = weight.packed + (in_l2 ? 0 : i % weight.sets) * weight.bytes;
-      instance.launch(params, stream);
+      launch(i, dependent, weight.packed + (in_l2 ? 0 : i % weight.sets) * weight.bytes);
     }
-    params.mainloop.packed = weight.packed;
     HUMMING_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
     HUMMING_CUDA_CHECK(cudaGraphInstantiate(&replay, graph, 0));
     if (cooled) usleep(400000);
@@ -225,48 +248,132 @@ struct Run {
     std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
     return times[times.size() / 2];
   }
+
+  void report(int tokens, const Options& options) {
+    for (Params& mine : params) {
+      Sm90MainloopParams& m = mine.mainloop;
+      if (options.early_stages > 0) m.early_stages = std::min(options.early_stages, m.stages);
+    }
+    const double worst = std::max(error(false), error(true));
+    const double plain = time(false, options.in_l2), dependent = time(true, options.in_l2);
+    const int64_t n = weight.desc.n, k = weight.desc.k;
+    const Sm90MainloopParams& m = params[0].mainloop;
+    std::printf(
+        "{\"instance\": \"%s\", \"n\": %ld, \"k\": %ld, \"experts\": %ld, \"tokens\": %d, \"error\": %.2e, "
+        "\"us_plain\": %.2f, \"us_dependent\": %.2f, \"tflops\": %.0f, \"stages\": %d, \"early_stages\": %d, "
+        "\"ctas\": %d}\n",
+        instance.entry.name, n, k, weight.desc.experts, tokens, worst, plain, dependent,
+        2e-6 * problem.rows * n * k / std::min(plain, dependent), m.stages, m.early_stages, params[0].num_ctas);
+  }
+};
+
+void print_rejection(const KernelEntry& entry, int tokens, const char* rejection) {
+  std::printf("{\"instance\": \"%s\", \"tokens\": %d, \"rejection\": \"%s\"}\n", entry.name, tokens, rejection);
+}
+
+// Memory for `rows` random rows of x, and for their results.
+struct Rows {
+  uint8_t* x;
+  uint16_t* out;
+
+  Rows(const Weight& weight, int64_t rows, GemmParams* problem) {
+    const size_t x_bytes = rows * weight.desc.k * dtype_bits(problem->x_dtype) / 8;
+    x = device_memory<uint8_t>(x_bytes);
+    if (problem->x_dtype == DType::bf16)
+      fill_bf16<<<1024, 256>>>(reinterpret_cast<uint16_t*>(x), x_bytes / 2, 4);
+    else
+      fill<<<1024, 256>>>(x, x_bytes, static_cast<uint8_t>(problem->x_dtype == DType::int8 ? 0xFF : 0xBF), 4);
+    out = device_memory<uint16_t>(rows * weight.desc.n);
+    problem->packed = weight.packed;
+    problem->x = x;
+    problem->x_row_bytes = x_bytes / rows;
+    problem->out = out;
+  }
+  ~Rows() {
+    cudaFree(x);
+    cudaFree(out);
+  }
 };
 
 void measure(const GemmSm90Instance& instance, int64_t n, int64_t k, const std::vector<int>& token_counts,
              const Options& options, cudaStream_t stream) {
-  const Weight weight(instance.columns, n, k);
+  const Weight weight(instance.columns, n, k, 0);
   for (const int tokens : token_counts) {
     GemmParams problem = typical_gemm(weight.desc, own_dtype(weight.desc.operand), tokens);
-    const size_t x_bytes = tokens * k * dtype_bits(problem.x_dtype) / 8;
-    uint8_t* x = device_memory<uint8_t>(x_bytes);
-    if (problem.x_dtype == DType::bf16)
-      fill_bf16<<<1024, 256>>>(reinterpret_cast<uint16_t*>(x), x_bytes / 2, 4);
-    else
-      fill<<<1024, 256>>>(x, x_bytes, static_cast<uint8_t>(problem.x_dtype == DType::int8 ? 0xFF : 0xBF), 4);
-    problem.packed = weight.packed;
-    problem.x = x;
-    problem.x_row_bytes = x_bytes / tokens;
-    problem.out = device_memory<uint16_t>(tokens * n);
-
-    const char* rejection = cannot_run(instance, problem, kH200);
-    if (rejection != nullptr) {
-      std::printf("{\"instance\": \"%s\", \"tokens\": %d, \"rejection\": \"%s\"}\n", instance.entry.name, tokens,
-                  rejection);
+    const Rows rows(weight, tokens, &problem);
+    if (const char* rejection = cannot_run(instance, problem, kH200)) {
+      print_rejection(instance.entry, tokens, rejection);
     } else {
-      Run run{instance, weight, params_gemm_sm90(instance, problem, kH200), stream};
-      Sm90MainloopParams& m = run.params.mainloop;
-      if (options.early_stages > 0) m.early_stages = std::min(options.early_stages, m.stages);
-      const double error = std::max(run.error(problem, false), run.error(problem, true));
-      const double plain = run.time(false, options.in_l2), dependent = run.time(true, options.in_l2);
-      std::printf(
-          "{\"instance\": \"%s\", \"n\": %ld, \"k\": %ld, \"tokens\": %d, \"error\": %.2e, \"us_plain\": %.2f, "
-          "\"us_dependent\": %.2f, \"tflops\": %.0f, \"stages\": %d, \"early_stages\": %d, \"ctas\": %d}\n",
-          instance.entry.name, n, k, tokens, error, plain, dependent,
-          2e-6 * tokens * n * k / std::min(plain, dependent), m.stages, m.early_stages, run.params.num_ctas);
+      Run<GemmSm90Instance, GemmSm90Params> run{
+          instance, weight, problem, {params_gemm_sm90(instance, problem, kH200)}, {nullptr}, stream};
+      run.report(tokens, options);
     }
     std::fflush(stdout);
-    HUMMING_CUDA_CHECK(cudaFree(x));
-    HUMMING_CUDA_CHECK(cudaFree(problem.out));
   }
 }
 
+// A random routing of tokens to top_k different experts each.
+struct Routing {
+  int* offsets;  // [experts + 1]
+  int* experts;  // of every row
+
+  Routing(int64_t tokens, int64_t num_experts, int64_t top_k, uint64_t seed) {
+    std::vector<int> counts(num_experts + 1), rows;
+    for (int64_t token = 0; token < tokens; ++token) {
+      std::vector<std::pair<uint32_t, int>> keys;
+      for (int e = 0; e < num_experts; ++e) keys.emplace_back(hash((seed * tokens + token) * num_experts + e), e);
+      std::partial_sort(keys.begin(), keys.begin() + top_k, keys.end());
+      for (int64_t slot = 0; slot < top_k; ++slot) ++counts[keys[slot].second];
+    }
+    std::vector<int> first(num_experts + 1);
+    for (int64_t e = 0; e < num_experts; ++e) {
+      first[e + 1] = first[e] + counts[e];
+      rows.insert(rows.end(), counts[e], static_cast<int>(e));
+    }
+    offsets = device_memory<int>(first.size());
+    experts = device_memory<int>(rows.size());
+    HUMMING_CUDA_CHECK(cudaMemcpy(offsets, first.data(), first.size() * sizeof(int), cudaMemcpyDefault));
+    HUMMING_CUDA_CHECK(cudaMemcpy(experts, rows.data(), rows.size() * sizeof(int), cudaMemcpyDefault));
+  }
+};
+
+void measure(const MoeGemmSm90Instance& instance, int64_t n, int64_t k, const std::vector<int>& token_counts,
+             const Options& options, cudaStream_t stream) {
+  constexpr int kRoutings = 8;
+  const Weight weight(instance.columns, n, k, options.experts);
+  for (const int tokens : token_counts) {
+    MoeProblem problem = typical_moe_gemm(weight.desc, own_dtype(weight.desc.operand), tokens * options.top_k);
+    const Rows rows(weight, tokens * options.top_k, &problem.gemm);
+    if (const char* rejection = cannot_run(instance, problem, kH200)) {
+      print_rejection(instance.entry, tokens, rejection);
+    } else {
+      Run<MoeGemmSm90Instance, MoeGemmSm90Params> run{instance, weight, problem.gemm, {}, {}, stream};
+      for (int i = 0; i < kRoutings; ++i) {
+        const Routing routing(tokens, options.experts, options.top_k, i);
+        problem.rows.offsets = routing.offsets;
+        problem.rows.offset_dtype = DType::int32;
+        run.params.push_back(params_moe_gemm_sm90(instance, problem, kH200));
+        run.experts.push_back(routing.experts);
+      }
+      run.report(tokens, options);
+      for (int i = 0; i < kRoutings; ++i) {
+        cudaFree(const_cast<void*>(run.params[i].rows.offsets));
+        cudaFree(const_cast<int*>(run.experts[i]));
+      }
+    }
+    std::fflush(stdout);
+  }
+}
+
+template <class Columns>
+void measure_all(int64_t n, int64_t k, const std::vector<int>& tokens, const Options& options) {
+  cudaStream_t stream;
+  HUMMING_CUDA_CHECK(cudaStreamCreate(&stream));
+  for (const Instance<Columns>& instance : instances<Columns>()) measure(instance, n, k, tokens, options, stream);
+}
+
 int main_of(int count, char** arguments) {
-  HUMMING_CHECK(count >= 4, "usage: variants N K TOKENS[,TOKENS...] [early=STAGES] [l2]");
+  HUMMING_CHECK(count >= 4, "usage: variants N K TOKENS[,TOKENS...] [experts=E] [top_k=T] [early=STAGES] [l2]");
   std::vector<int> tokens;
   std::stringstream list(arguments[3]);
   for (std::string item; std::getline(list, item, ',');) tokens.push_back(std::stoi(item));
@@ -275,13 +382,15 @@ int main_of(int count, char** arguments) {
     const std::string option = arguments[i];
     options.in_l2 |= option == "l2";
     if (option.rfind("early=", 0) == 0) options.early_stages = std::stoi(option.substr(6));
+    if (option.rfind("experts=", 0) == 0) options.experts = std::stoll(option.substr(8));
+    if (option.rfind("top_k=", 0) == 0) options.top_k = std::stoll(option.substr(6));
   }
   HUMMING_CUDA_CHECK(cudaFree(nullptr));
-  cudaStream_t stream;
-  HUMMING_CUDA_CHECK(cudaStreamCreate(&stream));
-  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
-    measure(instance, std::stoll(arguments[1]), std::stoll(arguments[2]), tokens, options, stream);
-  }
+  const int64_t n = std::stoll(arguments[1]), k = std::stoll(arguments[2]);
+  if (options.experts > 0)
+    measure_all<MoeGemmSm90Columns>(n, k, tokens, options);
+  else
+    measure_all<GemmSm90Columns>(n, k, tokens, options);
   return 0;
 }
 

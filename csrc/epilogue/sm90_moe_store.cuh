@@ -10,7 +10,7 @@ namespace humming {
 // The results of 16 rows of weights for the tokens of a work item.
 template <int kTokens, class T>
 struct MoeStore {
-  static_assert(kTokens % 16 == 0, "tokens are stored sixteen at a time");
+  static constexpr int kEights = kTokens < 16 ? 1 : 2;  // of tokens at a time
   static constexpr int kPitch = Sm90Tile::kStagingRowBytes;
 
   const MoeEpilogueParams& p;
@@ -47,11 +47,11 @@ struct MoeStore {
     const int vectors = gated ? 1 : 2;
     const int column = dense.channel_of(first_row + lane % vectors * 8);
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; j += 2) {
+    for (int j = 0; j < kTokens / 8; j += kEights) {
       if (first + 8 * j >= end) break;
-      uint32_t packed[2][2];  // [eight tokens][row half]
+      uint32_t packed[2][2] = {};  // [eight tokens][row half]
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kEights; ++i) {
         float value[2][2];
         results(sums, j + i, lane, value);
         packed[i][0] = pack_pair(dense.out_dtype, value[0][0], value[0][1]);
@@ -61,14 +61,14 @@ struct MoeStore {
         ptx::stmatrix_x2_transposed(address + lane % 16 * kPitch, packed[0][0], packed[1][0]);
       } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < kEights; ++i) {
           ptx::stmatrix_x2_transposed(address + (8 * i + lane % 8) * kPitch + lane / 8 % 2 * 16, packed[i][0],
                                       packed[i][1]);
         }
       }
       __syncwarp();
       const int token = first + 8 * j + lane / vectors;
-      if (lane < 16 * vectors && token < end && column >= 0) {
+      if (lane < 8 * kEights * vectors && token < end && column >= 0) {
         uint16_t* to = static_cast<uint16_t*>(dense.out) + out_row(token) * dense.out_row_stride + column;
         *reinterpret_cast<uint4*>(to) =
             *reinterpret_cast<const uint4*>(staging + lane / vectors * kPitch + lane % vectors * 16);

@@ -47,7 +47,7 @@ struct Blocks {
   }
 };
 
-// Of one expert: its first row, or -1 where that follows from the experts before, and how many.
+// Of one expert: its first row, or -1 where that follows from the experts before, and how many rows.
 __device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int* count) {
   if (p.layout == MoeLayout::contiguous) {
     const int64_t begin = load_integer(p.offsets, p.offset_dtype, expert);
@@ -63,33 +63,38 @@ __device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int
   }
 }
 
-// By one warp: lanes have experts, 32 at a time.
+// By all threads of the CTA. Threads read what experts have; then the lanes of one warp add up, 32 experts at a time.
 template <int kTokens>
-__device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int lane) {
-  int block = 0, row = 0;  // of the experts before
-  for (int base = 0; base < p.experts; base += 32) {
-    const int expert = base + lane;
-    int first = 0, count = 0;
-    if (expert < p.experts) expert_rows(p, expert, &first, &count);
-    int block_end = (count + kTokens - 1) / kTokens, row_end = count;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int before_blocks = __shfl_up_sync(kFullWarp, block_end, step);
-      const int before_rows = __shfl_up_sync(kFullWarp, row_end, step);
-      if (lane >= step) {
-        block_end += before_blocks;
-        row_end += before_rows;
-      }
-    }
-    if (expert < p.experts) {
-      blocks.first_block[expert + 1] = block + block_end;
-      blocks.first_row[expert] = first >= 0 ? first : row + row_end - count;
-      blocks.rows[expert] = count;
-    }
-    block += __shfl_sync(kFullWarp, block_end, 31);
-    row += __shfl_sync(kFullWarp, row_end, 31);
+__device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread, int threads) {
+  for (int expert = thread; expert < p.experts; expert += threads) {
+    expert_rows(p, expert, blocks.first_row + expert, blocks.rows + expert);
   }
-  if (lane == 0) blocks.first_block[0] = 0;
+  __syncthreads();
+  if (thread < kWarpSize) {
+    int block = 0, row = 0;  // of the experts before
+    for (int base = 0; base < p.experts; base += kWarpSize) {
+      const int expert = base + thread;
+      const int count = expert < p.experts ? blocks.rows[expert] : 0;
+      int block_end = (count + kTokens - 1) / kTokens, row_end = count;
+#pragma unroll
+      for (int step = 1; step < kWarpSize; step *= 2) {
+        const int before_blocks = __shfl_up_sync(kFullWarp, block_end, step);
+        const int before_rows = __shfl_up_sync(kFullWarp, row_end, step);
+        if (thread >= step) {
+          block_end += before_blocks;
+          row_end += before_rows;
+        }
+      }
+      if (expert < p.experts) {
+        blocks.first_block[expert + 1] = block + block_end;
+        if (blocks.first_row[expert] < 0) blocks.first_row[expert] = row + row_end - count;
+      }
+      block += __shfl_sync(kFullWarp, block_end, kWarpSize - 1);
+      row += __shfl_sync(kFullWarp, row_end, kWarpSize - 1);
+    }
+    if (thread == 0) blocks.first_block[0] = 0;
+  }
+  __syncthreads();
 }
 
 template <class Gemm>
@@ -135,8 +140,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   const int group = warp / 4;
   if (warp == 4 * kConsumers) sm90_kernel::init_ring<Gemm>(ring, &map);
   if (m.dependent_launch) ptx::wait_for_dependencies();
-  if (warp == 0) list_blocks<kTile.tokens>(p.rows, blocks, lane);
-  __syncthreads();
+  list_blocks<kTile.tokens>(p.rows, blocks, thread, kTile.threads());
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   const int num_tiles = blocks.count() * row_tiles;
