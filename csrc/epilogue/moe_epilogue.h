@@ -9,12 +9,12 @@ namespace humming {
 
 // The epilogue of the dense product (gemm_epilogue.h) with the scales and biases of an expert, then
 //
-//   out(row, column) = activation(...) * row_weights[out row]
+//   out(out_rows[row], column) = activation(...) * row_weights[row]
 struct MoeEpilogueParams {
   EpilogueParams dense;
   int64_t scale2_expert_stride, bias_expert_stride;
   const int32_t* out_rows;   // row of out of every row of x; nullptr: the same
-  const float* row_weights;  // nullptr: 1
+  const float* row_weights;  // of every row of x; nullptr: 1
   Activation activation;
   ActivationArgs activation_args;
 

@@ -74,7 +74,10 @@ __device__ inline void place(const MoeGatherParams& p, int pair, int row, int la
   copy_row(p.x + row * p.x_pitch, static_cast<const uint8_t*>(gemm.x) + token * gemm.x_row_bytes, p.x_bytes, lane);
   const float* scale = static_cast<const float*>(gemm.x_scale.data) + token * gemm.x_scale.row_stride;
   for (int64_t g = lane; g < p.scale_groups; g += kWarpSize) p.x_scale[row * p.scale_groups + g] = scale[g];
-  if (lane == 0) p.out_rows[row] = pair;
+  if (lane == 0) {
+    p.out_rows[row] = pair;
+    if (gemm.topk_weights != nullptr) p.row_weights[row] = gemm.topk_weights[pair];
+  }
 }
 
 template <class Config>

@@ -4,6 +4,7 @@
 #include "epilogue/moe_epilogue.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
+#include "mainloop/sm90_tile.h"
 
 namespace humming {
 
@@ -28,19 +29,22 @@ struct MoeGemmSm90Params {
   int num_ctas;
 };
 
-// Shared memory of the list of blocks.
-constexpr int moe_table_bytes(int experts) { return 4 * (3 * experts + 1); }
+// Shared memory beside the main loop's: what tokens have, for every warpgroup, and the list of blocks.
+constexpr int moe_table_bytes(const Sm90Tile& tile, int experts) {
+  return (12 * tile.tokens + 520) * tile.consumer_groups() + 4 * (3 * experts + 1);
+}
 
 // Tokens of the indexed layout, brought into the order of their experts.
 struct MoeGatherParams {
   MoeParams call;        // of layout indexed
   int64_t x_bytes;       // of a row
   int64_t scale_groups;  // fp32 scales of a row of x, 0: none, or one for all
-  // Written: [gemm.out_rows] rows of x with their scales and their rows of out, and how many every expert has.
+  // Written: [gemm.out_rows] rows of x with their scales, rows of out and weights, and how many every expert has.
   uint8_t* x;
   int64_t x_pitch;
   float* x_scale;
   int32_t* out_rows;
+  float* row_weights;
   int32_t* counts;   // [experts]
   int32_t* cursors;  // [experts], scratch
 };

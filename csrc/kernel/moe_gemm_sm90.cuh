@@ -22,6 +22,8 @@ namespace humming {
 
 namespace moe_gemm_sm90 {
 
+inline constexpr int kFirstBarrier = 3;  // of the warpgroups' own
+
 struct Blocks {
   int experts;
   int* first_block;
@@ -36,14 +38,15 @@ struct Blocks {
 
   __device__ int count() const { return first_block[experts]; }
 
-  // The expert of a block: the last one that begins no later and has blocks.
-  __device__ int expert_of(int block) const {
-    int low = 0, high = experts;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (first_block[middle] <= block ? low : high) = middle;
-    }
-    return low;
+  // The expert of a block: the last one that begins no later. By a whole warp: lanes look at 32 experts at a time,
+  // first far apart, then side by side.
+  __device__ int expert_of(int block, int lane) const {
+    const int stride = (experts + kWarpSize - 1) / kWarpSize;
+    const auto begun = [&](int expert) { return expert < experts && first_block[expert] <= block; };
+    int base = (__popc(__ballot_sync(kFullWarp, begun(lane * stride))) - 1) * stride;
+    const int end = base + stride;
+    while (base + kWarpSize < end && __shfl_sync(kFullWarp, begun(base + kWarpSize), 0)) base += kWarpSize;
+    return base + __popc(__ballot_sync(kFullWarp, begun(base + lane))) - 1;
   }
 };
 
@@ -97,14 +100,15 @@ __device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread, 
   __syncthreads();
 }
 
+// By a whole warp.
 template <class Gemm>
 struct Tile {
   typename Gemm::Work work;
   int expert;
 
-  __device__ Tile(const MoeGemmSm90Params& p, const Blocks& blocks, int index, int row_tiles) {
+  __device__ Tile(const MoeGemmSm90Params& p, const Blocks& blocks, int index, int row_tiles, int lane) {
     const int block = index / row_tiles;
-    expert = blocks.expert_of(block);
+    expert = blocks.expert_of(block, lane);
     const int before = (block - blocks.first_block[expert]) * Gemm::tile().tokens;
     work.packed = p.mainloop.packed + expert * p.expert_bytes;
     work.row_tile = index % row_tiles;
@@ -123,6 +127,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   using Producer = typename Gemm::Producer;
   using Consumers = typename Gemm::Consumers;
   using Tile = moe_gemm_sm90::Tile<Gemm>;
+  using Part = MoeTile<Gemm::tile().tokens>;
   constexpr Sm90Tile kTile = Gemm::tile();
   constexpr float kUnit = power_of_two(Consumers::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
@@ -132,7 +137,8 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   const Sm90MainloopParams& m = p.mainloop;
   uint8_t* epilogue = sm90_kernel::epilogue_place<Gemm>(m, shared);
   typename Gemm::Ring ring = sm90_kernel::ring_of<Gemm>(m, shared);
-  const Blocks blocks(p.rows.experts, epilogue + kTile.epilogue_bytes() + 16 * m.stages);
+  auto* parts = reinterpret_cast<Part*>(epilogue + kTile.epilogue_bytes() + 16 * m.stages);
+  const Blocks blocks(p.rows.experts, reinterpret_cast<uint8_t*>(parts + kConsumers));
 
   const int thread = ptx::thread_index();
   const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
@@ -151,17 +157,20 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     if constexpr (kTile.moves_registers()) {
       ptx::set_max_registers_down<sm90_kernel::registers_of(kConsumers).producer>();
     }
-    if (warp == 4 * kConsumers && ptx::elect_one()) {
+    if (warp == 4 * kConsumers) {
+      // The same lane is elected every time: it has the ring.
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
-        Producer::produce(m, &map, ring, Tile(p, blocks, tile, row_tiles).work, 0);
+        const Tile next(p, blocks, tile, row_tiles, lane);
+        if (ptx::elect_one()) Producer::produce(m, &map, ring, next.work, 0);
+        __syncwarp();
       }
       if (m.dependent_launch) ptx::launch_dependents();
     }
     if (Config::kTokenGroups && warp == 4 * kConsumers + 1) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
-        Producer::produce_scales(m, ring, Tile(p, blocks, tile, row_tiles).work, lane);
+        Producer::produce_scales(m, ring, Tile(p, blocks, tile, row_tiles, lane).work, lane);
       }
     }
     __syncwarp();
@@ -172,17 +181,23 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     typename Consumers::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
+    Part& part = parts[group];
+    const int mine = thread % 128;
 #pragma unroll 1
     for (int tile = first_tile; tile < num_tiles; tile += step) {
-      Consumers::consume(m, ring, Tile(p, blocks, tile, row_tiles).work, group, consumer);
-      int here = lane;
-      ptx::forget(here);  // else what follows from the lane stays in registers of the main loop
-      ptx::forget(tile);  // and so does the tile
-      const Tile done(p, blocks, tile, row_tiles);
-      store_moe_sums<kTile.tokens>(p.epilogue, Consumers::sums(consumer, 0), kUnit, done.expert,
-                                   done.work.row_tile * kTile.rows() + 64 * group + 16 * consumer.warp, done.work.token,
-                                   done.work.token + done.work.tokens, here,
-                                   epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+      const Tile now(p, blocks, tile, row_tiles, lane);
+      const int first_row = now.work.row_tile * kTile.rows() + 64 * group;
+      const EpilogueParams dense = p.epilogue.of_expert(now.expert);
+      const ChannelEpilogue row{dense, dense.channel_of(first_row + mine % 64), kUnit};
+      part.fetch(p.epilogue, now.work.token, now.work.tokens, first_row, mine);
+      Consumers::consume(m, ring, now.work, group, consumer);
+      int here = mine;
+      ptx::forget(here);  // else what follows from the thread stays in registers of the main loop
+      part.finish(row, here);
+      ptx::named_barrier_sync<128>(kFirstBarrier + group);
+      store_moe_sums(p.epilogue, part, Consumers::sums(consumer, 0), consumer.warp, here % 32,
+                     epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+      ptx::named_barrier_sync<128>(kFirstBarrier + group);  // before the next tile's comes
     }
   }
 }
@@ -193,7 +208,7 @@ template <class Config>
 void launch_moe_gemm_sm90(const MoeGemmSm90Params& p, cudaStream_t stream) {
   constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
   const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows) +
-                           moe_table_bytes(p.rows.experts);
+                           moe_table_bytes(kTile, p.rows.experts);
   sm90_kernel::launch<Sm90Gemm<Config>>(&moe_gemm_sm90::moe_gemm_sm90_kernel<Config>, p, shared_bytes, stream);
 }
 

@@ -63,6 +63,8 @@ HUMMING_DEVICE void async_copy_4(uint32_t destination, const void* source, int s
 HUMMING_DEVICE void mbarrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
+// This thread's async_copy_4 calls so far are complete.
+HUMMING_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Orders this thread's shared-memory stores before later accesses of the copy engine and of wgmma.
 HUMMING_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 HUMMING_DEVICE void prefetch_tensor_map(const CUtensorMap* map) {
@@ -160,6 +162,12 @@ HUMMING_DEVICE bool elect_one() {
 template <int kBarrier, int kThreads>
 HUMMING_DEVICE void named_barrier_sync() {
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
+// The same, of a barrier whose number is known at run time.
+template <int kThreads>
+HUMMING_DEVICE void named_barrier_sync(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
 // The same without waiting: for those whom others wait for.

@@ -15,7 +15,7 @@ constexpr int kMaxExperts = 4096;  // whose table fits beside the ring
 
 // Tokens in shared memory are those of a whole tile: a block may end anywhere in x.
 int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInfo& device) {
-  return stages_of(c, p.gemm, c.tokens, moe_table_bytes(p.rows.experts), device);
+  return stages_of(c, p.gemm, c.tokens, moe_table_bytes(tile_of(c), p.rows.experts), device);
 }
 
 }  // namespace

@@ -111,7 +111,7 @@ def _moe_gemm_outputs(
 
 
 def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, layout: str, top_k: int) -> int:
-    """Workspace of moe_gemm on a GPU: layout "indexed" gathers tokens by expert, with their scales and rows of out."""
+    """Workspace of moe_gemm on a GPU: layout "indexed" gathers tokens by expert, with their scales, rows of out and weights."""
     if not x.is_cuda:
         return 0
     if layout != "indexed":
@@ -119,7 +119,7 @@ def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, l
     pairs = x.shape[0] * top_k
     scales = 0 if x_scale is None else x_scale.numel() * top_k
     pitch = _ceil_div(x.shape[1] * x.element_size(), _PITCH_BYTES) * _PITCH_BYTES
-    parts = (pairs * pitch, 4 * scales, 4 * pairs, 4 * experts, 4 * experts)
+    parts = (pairs * pitch, 4 * scales, 4 * pairs, 4 * pairs, 4 * experts, 4 * experts)
     return sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
 
 

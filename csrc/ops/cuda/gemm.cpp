@@ -90,6 +90,7 @@ MoeProblem gathered(const MoeParams& params, MoeGatherParams* gather) {
   gather->x = workspace.take<uint8_t>(gemm.out_rows * gather->x_pitch);
   gather->x_scale = workspace.take<float>(gemm.out_rows * gather->scale_groups);
   gather->out_rows = workspace.take<int32_t>(gemm.out_rows);
+  gather->row_weights = workspace.take<float>(gemm.out_rows);
   gather->counts = workspace.take<int32_t>(experts);
   gather->cursors = workspace.take<int32_t>(experts);
   HUMMING_CHECK(gemm.workspace_bytes >= workspace.used && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0,
@@ -101,6 +102,7 @@ MoeProblem gathered(const MoeParams& params, MoeGatherParams* gather) {
   problem.gemm.x_row_bytes = gather->x_pitch;
   problem.gemm.rows = gemm.out_rows;
   if (gather->scale_groups > 0) problem.gemm.x_scale.data = gather->x_scale;
+  if (gemm.topk_weights != nullptr) problem.gemm.topk_weights = gather->row_weights;
   problem.rows.counts = gather->counts;
   return problem;
 }
