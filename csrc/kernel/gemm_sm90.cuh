@@ -79,7 +79,7 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
 
   // The warp that brings the weights sets the barriers up and goes on; the others wait for them.
   if (warp == 4 * kConsumers) {
-    sm90_kernel::init_ring<Gemm>(ring, &map);
+    sm90_kernel::init_ring<Gemm>(ring, &map, 1);
     __syncwarp();
     ptx::named_barrier_arrive<1, kTile.threads()>();
   } else {
@@ -177,7 +177,7 @@ template <class Config>
 void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
   constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
   sm90_kernel::launch<Sm90Gemm<Config>>(
-      &gemm_sm90::gemm_sm90_kernel<Config>, p,
+      &gemm_sm90::gemm_sm90_kernel<Config>, p, kTile.threads(),
       kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows), stream);
 }
 

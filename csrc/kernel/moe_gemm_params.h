@@ -29,6 +29,9 @@ struct MoeGemmSm90Params {
   int num_ctas;
 };
 
+// One producer more than a dense tile has.
+constexpr int moe_threads(const Sm90Tile& tile) { return tile.threads() + (tile.moves_registers() ? 0 : 32); }
+
 // Shared memory beside the main loop's: what tokens have, for every warpgroup, and the list of blocks.
 constexpr int moe_table_bytes(const Sm90Tile& tile, int experts) {
   return (12 * tile.tokens + 520) * tile.consumer_groups() + 4 * (3 * experts + 1);

@@ -120,7 +120,7 @@ struct Tile {
 };
 
 template <class Config>
-__global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
+__global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
                              Config::kCtas) void moe_gemm_sm90_kernel(const __grid_constant__ CUtensorMap map,
                                                                       const __grid_constant__ MoeGemmSm90Params p) {
   using Gemm = Sm90Gemm<Config>;
@@ -144,9 +144,9 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
   const int lane = thread % 32;
   const int group = warp / 4;
-  if (warp == 4 * kConsumers) sm90_kernel::init_ring<Gemm>(ring, &map);
+  if (warp == 4 * kConsumers) sm90_kernel::init_ring<Gemm>(ring, &map, 2);
   if (m.dependent_launch) ptx::wait_for_dependencies();
-  list_blocks<kTile.tokens>(p.rows, blocks, thread, kTile.threads());
+  list_blocks<kTile.tokens>(p.rows, blocks, thread, moe_threads(kTile));
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   const int num_tiles = blocks.count() * row_tiles;
@@ -157,17 +157,23 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
     if constexpr (kTile.moves_registers()) {
       ptx::set_max_registers_down<sm90_kernel::registers_of(kConsumers).producer>();
     }
-    if (warp == 4 * kConsumers) {
+    // One warp brings weights, one tokens, and one the tokens' scales where they have groups.
+    const int role = warp - 4 * kConsumers;
+    if (role < 2) {
       // The same lane is elected every time: it has the ring.
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
         const Tile next(p, blocks, tile, row_tiles, lane);
-        if (ptx::elect_one()) Producer::produce(m, &map, ring, next.work, 0);
+        if (ptx::elect_one()) {
+          if (role == 0)
+            Producer::template produce<true, false>(m, &map, ring, next.work, 0);
+          else
+            Producer::template produce<false, true>(m, &map, ring, next.work, 0);
+        }
         __syncwarp();
       }
-      if (m.dependent_launch) ptx::launch_dependents();
-    }
-    if (Config::kTokenGroups && warp == 4 * kConsumers + 1) {
+      if (role == 0 && m.dependent_launch) ptx::launch_dependents();
+    } else if (Config::kTokenGroups && role == 2) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
         Producer::produce_scales(m, ring, Tile(p, blocks, tile, row_tiles, lane).work, lane);
@@ -209,7 +215,8 @@ void launch_moe_gemm_sm90(const MoeGemmSm90Params& p, cudaStream_t stream) {
   constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
   const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows) +
                            moe_table_bytes(kTile, p.rows.experts);
-  sm90_kernel::launch<Sm90Gemm<Config>>(&moe_gemm_sm90::moe_gemm_sm90_kernel<Config>, p, shared_bytes, stream);
+  sm90_kernel::launch<Sm90Gemm<Config>>(&moe_gemm_sm90::moe_gemm_sm90_kernel<Config>, p, moe_threads(kTile),
+                                        shared_bytes, stream);
 }
 
 }  // namespace humming

@@ -38,10 +38,10 @@ __device__ typename Gemm::Ring ring_of(const Sm90MainloopParams& m, uint8_t* sha
 
 // By one warp; the others meet it at a barrier before they use the ring.
 template <class Gemm>
-__device__ void init_ring(const typename Gemm::Ring& ring, const CUtensorMap* map) {
+__device__ void init_ring(const typename Gemm::Ring& ring, const CUtensorMap* map, int producers) {
   if (ptx::elect_one()) {
     for (int i = 0; i < ring.p.stages; ++i) {
-      ptx::mbarrier_init(ring.barriers + 8 * i, Gemm::kFullArrivals);
+      ptx::mbarrier_init(ring.barriers + 8 * i, Gemm::full_arrivals(producers));
       ptx::mbarrier_init(ring.barriers + 8 * (ring.p.stages + i), 128 * Gemm::tile().row_groups);
     }
     ptx::fence_mbarrier_init();
@@ -50,9 +50,10 @@ __device__ void init_ring(const typename Gemm::Ring& ring, const CUtensorMap* ma
   __syncwarp();
 }
 
-// Launches `kernel(map, params)` on `num_ctas` CTAs, in clusters of the tile's.
+// Launches `kernel(map, params)` on `num_ctas` CTAs of `threads`, in clusters of the tile's.
 template <class Gemm, class Params>
-void launch(void (*kernel)(const CUtensorMap, const Params), const Params& p, int shared_bytes, cudaStream_t stream) {
+void launch(void (*kernel)(const CUtensorMap, const Params), const Params& p, int threads, int shared_bytes,
+            cudaStream_t stream) {
   constexpr Sm90Tile kTile = Gemm::tile();
   allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
@@ -61,7 +62,7 @@ void launch(void (*kernel)(const CUtensorMap, const Params), const Params& p, in
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(p.num_ctas);
-  config.blockDim = dim3(kTile.threads());
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;

@@ -82,8 +82,10 @@ struct Sm90Producer : Sm90Stage<Config> {
     source.block += kBlocks;
   }
 
-  // Fills the ring for one work item. `early`: stages of weights, which do not depend on the grid ahead, to ask for
-  // before it has ended; few, because tokens queue behind weights. 0 after the CTA's first work item.
+  // Fills the ring for one work item with weights, tokens or both: two producers bring more copies on their way than
+  // one. `early`, for both: stages of weights, which do not depend on the grid ahead, to ask for before it has ended;
+  // few, because tokens queue behind weights. 0 after the CTA's first work item.
+  template <bool kWeights = true, bool kTokens = true>
   __device__ static void produce(const Sm90MainloopParams& p, const CUtensorMap* map, Ring& ring, const Work& work,
                                  int early) {
     constexpr int kStageTiles = tile().stage_tiles();
@@ -101,11 +103,11 @@ struct Sm90Producer : Sm90Stage<Config> {
     const int full_stages = records / kStageTiles;
     const auto begin_stage = [&](int bytes) {
       ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
-      ptx::mbarrier_expect_tx(ring.full(), source.strips * bytes + token_bytes);
+      ptx::mbarrier_expect_tx(ring.full(), (kWeights ? source.strips * bytes : 0) + (kTokens ? token_bytes : 0));
     };
     const auto next_full_stage = [&] {
       begin_stage(stage_bytes);
-      copy_weights(p, ring, source, stage_bytes);
+      if (kWeights) copy_weights(p, ring, source, stage_bytes);
       source.weights += stage_bytes;
     };
 
@@ -119,16 +121,16 @@ struct Sm90Producer : Sm90Stage<Config> {
 #pragma unroll 1
     for (int i = early; i < full_stages; ++i, ring.next()) {
       next_full_stage();
-      copy_tokens(p, map, ring, source);
+      if (kTokens) copy_tokens(p, map, ring, source);
     }
     const int rest = records - full_stages * kStageTiles;
     if (rest + tail > 0) {
       const int bytes = rest * p.record_bytes;
-      if (kClearTail && tail) clear_tail(p, ring, source, rest);
+      if (kWeights && kClearTail && tail) clear_tail(p, ring, source, rest);
       begin_stage(bytes + (tail ? p.tail_codes_bytes + p.tail_scale_bytes : 0));
-      if (rest > 0) copy_weights(p, ring, source, bytes);
-      if (tail) copy_tail(p, ring, source, rest);
-      copy_tokens(p, map, ring, source);
+      if (kWeights && rest > 0) copy_weights(p, ring, source, bytes);
+      if (kWeights && tail) copy_tail(p, ring, source, rest);
+      if (kTokens) copy_tokens(p, map, ring, source);
       ring.next();
     }
   }

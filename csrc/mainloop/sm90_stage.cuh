@@ -80,7 +80,8 @@ struct Sm90Stage {
     }
   };
 
-  static constexpr int kFullArrivals = Config::kTokenGroups ? 1 + 32 : 1;
+  // At a full barrier, besides the bytes: those who bring weights and tokens, and all lanes of the warp of scales.
+  static constexpr int full_arrivals(int producers) { return producers + (Config::kTokenGroups ? 32 : 0); }
 };
 
 }  // namespace humming

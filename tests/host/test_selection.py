@@ -228,7 +228,7 @@ def test_warpgroups_of_a_split_have_stages_of_their_own(host: ModuleType, case: 
 
 
 @pytest.mark.parametrize("operand", ["bf16", "e4m3"])
-@pytest.mark.parametrize(("rows", "tokens"), [(1, 16), (96, 16), (2000, 16), (8000, 32), (60000, 256)])
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 8), (96, 8), (2000, 8), (8000, 32), (60000, 256)])
 def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, rows: int, tokens: int) -> None:
     case = WeightCase("e2m1", operand, "e8m0", 32, n=1024, k=4096, experts=256)
     name, stages = host.choose_moe(case.desc, rows)
