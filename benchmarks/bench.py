@@ -260,7 +260,8 @@ def retune_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
         problem = matrix.problem(count)
         rows = retune.read(path)
         runnable = [plan.name for plan in problem.plans() if plan.rejection is None]
-        shape = [row for row in rows if (row.n, row.k, row.tokens) == (case.n, case.k, count)]
+        place = case.n, case.k, case.experts, problem.rows
+        shape = [row for row in rows if row.place == place]
         if not run.options.force and any(row.instance in runnable and row.commit == now for row in shape):
             continue
         if not runnable:
@@ -335,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--part: say what to measure; --list shows it")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; --device cpu --part smoke tries the benchmark out")
+    if options.retune and device.type == "cpu":
+        parser.error("--retune: kernel instances run on GPUs only")
 
     run = Run(options, device, stamp(device, arguments), time.monotonic() + options.seconds)
     ceilings, wrong, left = Ceilings(device), 0, 0

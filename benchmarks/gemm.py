@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from humming_ext import PackedWeight, _explain, _ops
+from humming_ext import PackedWeight, _ops
 
 from .problem import Matrix, Problem
-from .references import LIBRARY_NAMES, Call, HummingKernels, Marlin, UnavailableError, library_calls
+from .references import LIBRARY_NAMES, Call, HummingKernels, Marlin, library_calls
 from .timing import Work
 
 
@@ -50,22 +50,7 @@ class GemmProblem(Problem):
             operand=self.matrix.spec.operand,
         )
 
-    def plans(self) -> list:
-        plans = getattr(_explain, "instance_plans", None)
-        if plans is None:
-            raise UnavailableError("this build of humming_ext has no humming_ext._explain.instance_plans")
-        return plans(self.matrix.weights[0], self.x.dtype, self.tokens)
-
-    def instance(self) -> str | None:
-        if self.matrix.device.type != "cuda":
-            return None
-        try:
-            return next((plan.name for plan in self.plans() if plan.chosen), None)
-        except UnavailableError:
-            return None
-
     def instance_calls(self, name: str) -> list[Call]:
-        """Like `calls`, but through the named instance."""
         op = torch.ops.humming.gemm.instance
         return [self._call(op, weight, instance=name) for weight in self.matrix.weights]
 

@@ -121,7 +121,7 @@ class MoeProblem(Problem):
         self.num_products = len(self._routings)
         self._active = matrix.active_experts(tokens)
         self._is_quantisation_timed = case.quantisation == "timed"
-        turns = rotation(matrix.weights, self._routings)
+        self._turns = turns = rotation(matrix.weights, self._routings)
         gemm_calls = [self._gemm_call(weight, routing) for weight, routing in turns]
         before = [self._quantise_call()] if self._is_quantisation_timed else []
         self.calls = [
@@ -133,11 +133,17 @@ class MoeProblem(Problem):
             **{"draws": self.num_products, "peer_routing": "same"},
         }
 
-    def _gemm_call(self, weight: PackedWeight, routing: Routing) -> Call:
+    def _gemm_call(self, weight: PackedWeight, routing: Routing, instance: str | None = None) -> Call:
         arguments = (self.x, self.x_scale, weight.packed, weight.scale2, self.matrix.bias, weight.desc)
         arguments += routing.arguments
-        options = {"expected_tokens": len(self.out), "out": self.out, "workspace": self._workspace}
+        options: dict[str, Any] = {"out": self.out, "workspace": self._workspace}
+        if instance is not None:
+            return lambda: _torch_ops.moe_gemm.instance(*arguments, instance=instance, **options)
+        options["expected_tokens"] = self.rows
         return lambda: _torch_ops.moe_gemm.out(*arguments, **options)
+
+    def instance_calls(self, name: str) -> list[Call]:
+        return [self._gemm_call(weight, routing, name) for weight, routing in self._turns]
 
     def _quantise_call(self) -> Call:
         x16, outputs = self.x16, {"out": self.x, "scale": self.x_scale}

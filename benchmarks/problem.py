@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from humming_ext import PackedWeight, ZeroKind
+from humming_ext import PackedWeight, ZeroKind, _explain
 from oracle.formats import finite_codes
 from oracle.matmul import gemm, scaled_rows
 from oracle.weights import dequantise
@@ -171,13 +171,30 @@ class Problem(ABC):
         scales = 0 if self.x_scale is None else self.x_scale.nbytes
         return self.x.numel() * self.x.element_size() + scales
 
-    def instance(self) -> str | None:
-        """The kernel instance that selection chose, if the build says."""
-        return None
+    @property
+    def rows(self) -> int:
+        """Of the result."""
+        return len(self.out)
 
     def plans(self) -> list:
         """Every kernel instance's plan for this problem. Raises UnavailableError if this build does not list them."""
-        raise UnavailableError(f"{self.matrix.case.op} has no instances that can be named")
+        plans = getattr(_explain, "instance_plans", None)
+        if plans is None:
+            raise UnavailableError("this build of humming_ext has no humming_ext._explain.instance_plans")
+        return plans(self.matrix.weights[0], self.x.dtype, self.rows)
+
+    def instance(self) -> str | None:
+        """The kernel instance that selection chose, if the build says."""
+        if self.matrix.device.type != "cuda":
+            return None
+        try:
+            return next((plan.name for plan in self.plans() if plan.chosen), None)
+        except UnavailableError:
+            return None
+
+    @abstractmethod
+    def instance_calls(self, name: str) -> list[Call]:
+        """The calls of the product alone, through the named instance."""
 
     @property
     def uses_pdl(self) -> bool:

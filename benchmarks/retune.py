@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from .gemm import GemmProblem
+from .moe import MoeProblem
 from .problem import WrongResultError
 from .timing import IDLE_TOKENS, Timer, sample_in_turn
 
@@ -22,10 +23,16 @@ class Tuned:
 
     n: int
     k: int
-    tokens: int
+    experts: int  # 0: dense
+    tokens: int  # rows, of all experts together
     instance: str
     us: float
     commit: str
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """What it is about."""
+        return self.n, self.k, self.experts, self.tokens
 
 
 def read(path: Path) -> list[Tuned]:
@@ -34,7 +41,10 @@ def read(path: Path) -> list[Tuned]:
         return []
     with path.open(newline="") as file:
         return [
-            Tuned(int(row["n"]), int(row["k"]), int(row["tokens"]), row["instance"], float(row["us"]), row["commit"])
+            Tuned(
+                *(int(row[extent]) for extent in ("n", "k", "experts", "tokens")),
+                *(row["instance"], float(row["us"]), row["commit"]),
+            )
             for row in csv.DictReader(file)
         ]
 
@@ -45,15 +55,15 @@ def write(path: Path, rows: Iterable[Tuned]) -> None:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, list(Tuned.__dataclass_fields__), lineterminator="\n")
         table.writeheader()
-        table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.n, row.k, row.tokens, row.instance)))
+        table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (*row.place, row.instance)))
 
 
 def replaces(new: Tuned, old: Tuned, runnable: Iterable[str]) -> bool:
     """Whether a new row answers the old one's question: its shape, and an instance that was among the candidates."""
-    return (new.n, new.k, new.tokens) == (old.n, old.k, old.tokens) and old.instance in set(runnable)
+    return new.place == old.place and old.instance in set(runnable)
 
 
-def retune(problem: GemmProblem, estimate_us: float, commit: str, report: Callable[[str], None]) -> Tuned:
+def retune(problem: GemmProblem | MoeProblem, estimate_us: float, commit: str, report: Callable[[str], None]) -> Tuned:
     """Times every instance that can run and returns the fastest. `report` is told how far the chosen one is from it.
 
     Raises UnavailableError if this build does not list its instances, WrongResultError if none gives the right result.
@@ -86,4 +96,4 @@ def retune(problem: GemmProblem, estimate_us: float, commit: str, report: Callab
     report(text)
     for name, us in sorted(times.items(), key=lambda item: item[1])[1:]:
         report(f"  {us:.2f} us {name}")
-    return Tuned(case.n, case.k, problem.tokens, best, round(times[best], 3), commit)
+    return Tuned(case.n, case.k, case.experts, problem.rows, best, round(times[best], 3), commit)

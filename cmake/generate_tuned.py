@@ -1,8 +1,9 @@
 """Turns the measurements of csrc/select/tuned/ into a C++ table whose rows name instances by their index.
 
-A row `n,k,tokens,instance,us,commit` says: of the instances that can run `tokens` rows on an n x k weight, this one was
-the fastest, in `us` microseconds, at that commit. Rows of instances that the preset has not are left out, so that a
-renamed instance does not stop the build that measures it again; a test finds such rows.
+A row `n,k,experts,tokens,instance,us,commit` says: of the instances that can run `tokens` rows on the n x k weights of
+so many experts (0: on one dense weight), this one was the fastest, in `us` microseconds, at that commit. Rows of
+instances that the preset has not are left out, so that a renamed instance does not stop the build that measures it
+again; a test finds such rows.
 """
 
 import argparse
@@ -12,8 +13,8 @@ import sys
 
 from generate_instances import PRESETS, read_families, select_instances, tomllib, write_if_changed
 
-FAMILY = "gemm_sm90"
-HEADER = ["n", "k", "tokens", "instance", "us", "commit"]
+FAMILIES = ("gemm_sm90", "moe_gemm_sm90")
+HEADER = ["n", "k", "experts", "tokens", "instance", "us", "commit"]
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
@@ -26,28 +27,32 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
     for line, row in enumerate(rows, 2):
         try:
             good = min(int(row["n"]), int(row["k"]), int(row["tokens"])) > 0 and float(row["us"]) > 0
+            good = good and int(row["experts"]) >= 0
         except (TypeError, ValueError):
             good = False
         if not good or not row["instance"]:
-            raise ValueError(f"{path}:{line}: {row} needs positive n, k, tokens and us, and an instance")
+            raise ValueError(
+                f"{path}:{line}: {row} needs positive n, k, tokens and us, no negative experts, and an instance"
+            )
     return rows
 
 
-def table_source(rows: list[dict[str, str]], names: list[str]) -> str:
-    """The table, in the order of the instances `names`."""
-    index = {name: position for position, name in enumerate(names)}
-    known = sorted((row for row in rows if row["instance"] in index), key=lambda row: index[row["instance"]])
-    cells = [
-        f"{{{index[row['instance']]}, {row['n']}, {row['k']}, {row['tokens']}, {float(row['us'])}f}}" for row in known
-    ]
-    lines = ["// Generated from csrc/select/tuned/.", '#include "select/tuned.h"', "", "namespace humming {", ""]
-    lines.append("Table<TunedRow> tuned_gemm_sm90() {")
-    if cells:
-        lines += ["  static const TunedRow table[] = {", *(f"      {row}," for row in cells), "  };"]
-        lines.append(f"  return {{table, {len(cells)}}};")
-    else:
-        lines.append("  return {nullptr, 0};")
-    return "\n".join([*lines, "}", "", "}  // namespace humming", ""])
+def table_source(rows: list[dict[str, str]], names: dict[str, list[str]]) -> str:
+    """The tables of all families, each in the order of its instances `names`."""
+    lines = ["// Generated from csrc/select/tuned/.", '#include "select/tuned.h"', "", "namespace humming {"]
+    for family, instances in names.items():
+        index = {name: position for position, name in enumerate(instances)}
+        known = sorted((row for row in rows if row["instance"] in index), key=lambda row: index[row["instance"]])
+        lines += ["", f"Table<TunedRow> tuned_{family}() {{"]
+        if known:
+            lines.append("  static const TunedRow table[] = {")
+            for row in known:
+                key = ", ".join(row[column] for column in ("n", "k", "experts", "tokens"))
+                lines.append(f"      {{{index[row['instance']]}, {key}, {float(row['us'])}f}},")
+            lines += ["  };", f"  return {{table, {len(known)}}};", "}"]
+        else:
+            lines += ["  return {nullptr, 0};", "}"]
+    return "\n".join([*lines, "", "}  // namespace humming", ""])
 
 
 def main() -> int:
@@ -61,7 +66,8 @@ def main() -> int:
     manifest = tomllib.loads(args.manifest.read_text())
     instances = select_instances(manifest, read_families(manifest), args.preset, args.archs.split(";"))
     try:
-        source = table_source(read_rows(args.rows), [i.name for i in instances if i.family.name == FAMILY])
+        names = {family: [i.name for i in instances if i.family.name == family] for family in FAMILIES}
+        source = table_source(read_rows(args.rows), names)
     except ValueError as error:
         sys.exit(str(error))
     write_if_changed(args.out / "select" / "tuned_table.cpp", source)

@@ -28,7 +28,7 @@ std::vector<TunedRow> table_of(const Rows& rows) {
   std::vector<TunedRow> table;
   for (const auto& [name, n, k, tokens, us] : rows) {
     const auto index = &find_gemm_sm90(name) - instances<GemmSm90Columns>().first;
-    table.push_back({static_cast<int>(index), n, k, tokens, us});
+    table.push_back({static_cast<int>(index), n, k, 0, tokens, us});
   }
   const auto before = [](const TunedRow& a, const TunedRow& b) { return a.instance < b.instance; };
   std::stable_sort(table.begin(), table.end(), before);
@@ -90,7 +90,7 @@ MoeProblem moe_problem_of(const std::vector<int64_t>& ints, int64_t rows) {
 // (name of the chosen instance, its stages); None if none can run.
 std::optional<std::pair<std::string, int>> choose_moe(const std::vector<int64_t>& desc, int64_t rows) {
   const MoeProblem problem = moe_problem_of(desc, rows);
-  const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, kH200);
+  const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, kH200).instance;
   if (instance == nullptr) return std::nullopt;
   return std::pair(instance->entry.name, params_moe_gemm_sm90(*instance, problem, kH200).mainloop.stages);
 }
@@ -108,7 +108,10 @@ void bind_selection(py::module_& m) {
   m.def("rings", &rings);
   m.def("choose_moe", &choose_moe);
   m.def("explain_moe", &explain_moe);
-  m.def("find_instance", [](const std::string& name) { return name_of(&find_gemm_sm90(name)); });
+  m.def("find_instance", [](const std::string& name) {
+    return std::string(name.rfind("moe_", 0) == 0 ? find_moe_gemm_sm90(name).entry.name
+                                                  : find_gemm_sm90(name).entry.name);
+  });
 }
 
 }  // namespace humming

@@ -47,11 +47,23 @@ void gemm_cpu(const Tensor&, const GemmParams& params) {
   run(params, lists);
 }
 
-void gemm_instance_cpu(const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
-                       const OptionalTensor&, std::vector<int64_t>, std::string instance, Tensor, Tensor) {
-  throw std::runtime_error(concat("humming::gemm: instance = \"", instance,
+[[noreturn]] void refuse_instance(const char* op, const std::string& instance) {
+  throw std::runtime_error(concat(op, ": instance = \"", instance,
                                   "\" is a CUDA kernel, but x is on the CPU; move the tensors to a GPU, or leave "
                                   "instance out"));
+}
+
+void gemm_instance_cpu(const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                       const OptionalTensor&, std::vector<int64_t>, std::string instance, Tensor, Tensor) {
+  refuse_instance("humming::gemm", instance);
+}
+
+void moe_gemm_instance_cpu(const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                           const OptionalTensor&, std::vector<int64_t>, std::string, const OptionalTensor&,
+                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                           const OptionalTensor&, int64_t, std::string, std::vector<double>, std::string instance,
+                           Tensor, Tensor) {
+  refuse_instance("humming::moe_gemm", instance);
 }
 
 // `pairs` receives the valid pairs, expert by expert as the blocks come; lists point into it.
@@ -125,5 +137,6 @@ void moe_gemm_cpu(const Tensor&, const MoeParams& params) {
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {
   m.impl("gemm.out", HUMMING_CHECKED(check_gemm, gemm_cpu));
   m.impl("gemm.instance", TORCH_BOX(&humming::gemm_instance_cpu));
+  m.impl("moe_gemm.instance", TORCH_BOX(&humming::moe_gemm_instance_cpu));
   m.impl("moe_gemm.out", HUMMING_CHECKED(check_moe_gemm, moe_gemm_cpu));
 }

@@ -70,7 +70,7 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
   std::string details;
   if (desc.experts > 0) {
     const MoeProblem problem = typical_moe_gemm(desc, x, tokens);
-    if (const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, device)) entry = &instance->entry;
+    if (const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, device).instance) entry = &instance->entry;
     details = explain_moe_gemm_sm90(problem, device);
   } else {
     const GemmParams problem = typical_gemm(desc, x, tokens);
@@ -92,26 +92,36 @@ std::string json_string(const std::string& text) {
   return quoted + "\"";
 }
 
-// JSON: a list of {"name", "rejection", "estimate", "chosen", "tuned"}, one per instance of gemm.
+template <class Columns, class Problem, class Estimate>
+std::string plan_rows(const Problem& problem, const DeviceInfo& device, const Choice<Columns>& choice,
+                      Estimate estimate) {
+  std::string rows;
+  for (const Instance<Columns>& instance : instances<Columns>()) {
+    const char* reason = cannot_run(instance, problem, device);
+    const bool chosen = &instance == choice.instance;
+    rows += concat(rows.empty() ? "" : ", ", "{\"name\": ", json_string(instance.entry.name),
+                   ", \"rejection\": ", reason ? json_string(reason) : "null",
+                   ", \"estimate\": ", reason ? "null" : std::to_string(estimate(instance, problem, device)),
+                   ", \"chosen\": ", chosen ? "true" : "false",
+                   ", \"tuned\": ", chosen && choice.row != nullptr ? "true" : "false", "}");
+  }
+  return concat("[", rows, "]");
+}
+
+// JSON: a list of {"name", "rejection", "estimate", "chosen", "tuned"}, one per instance of gemm, or of moe_gemm for a
+// weight with experts.
 std::string gemm_plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tokens) {
   const char* op = "humming::gemm_plan";
   const WeightDesc desc = parse_desc(op, desc_ints);
   const DType x = check_x_dtype(op, desc, x_dtype);
   HUMMING_CHECK(tokens > 0, op, ": tokens = ", tokens, " is not positive");
-  const GemmParams problem = typical_gemm(desc, x, tokens);
   const DeviceInfo device = planning_device();
-  const GemmSm90Choice choice = choose_gemm_sm90(problem, device);
-  std::string rows;
-  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
-    const char* reason = cannot_run(instance, problem, device);
-    const bool chosen = &instance == choice.instance;
-    rows += concat(rows.empty() ? "" : ", ", "{\"name\": ", json_string(instance.entry.name),
-                   ", \"rejection\": ", reason ? json_string(reason) : "null",
-                   ", \"estimate\": ", reason ? "null" : std::to_string(estimate_gemm_sm90(instance, problem, device)),
-                   ", \"chosen\": ", chosen ? "true" : "false",
-                   ", \"tuned\": ", chosen && choice.row != nullptr ? "true" : "false", "}");
+  if (desc.experts > 0) {
+    const MoeProblem problem = typical_moe_gemm(desc, x, tokens);
+    return plan_rows(problem, device, choose_moe_gemm_sm90(problem, device), estimate_moe_gemm_sm90);
   }
-  return concat("[", rows, "]");
+  const GemmParams problem = typical_gemm(desc, x, tokens);
+  return plan_rows(problem, device, choose_gemm_sm90(problem, device), estimate_gemm_sm90);
 }
 
 // Whether the torch of this process is a CUDA build: import torch has then loaded this library.

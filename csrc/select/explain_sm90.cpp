@@ -28,6 +28,31 @@ size_t edit_distance(const std::string& a, const std::string& b) {
   return row.back();
 }
 
+template <class Columns>
+const Instance<Columns>& find(const std::string& name) {
+  std::vector<std::pair<size_t, const char*>> others;
+  for (const Instance<Columns>& instance : instances<Columns>()) {
+    if (instance.entry.name == name) return instance;
+    others.emplace_back(edit_distance(name, instance.entry.name), instance.entry.name);
+  }
+  std::sort(others.begin(), others.end());
+  std::string nearest;
+  for (size_t i = 0; i < std::min<size_t>(others.size(), 3); ++i) nearest += concat("\n  ", others[i].second);
+  throw std::runtime_error(
+      concat("instance = \"", name, "\" is none of the ", others.size(), " instances of this build (preset ", kPreset,
+             "); humming_ext.explain lists those that run a product. The nearest names:", nearest));
+}
+
+// How the choice was made.
+template <class Columns>
+std::string reason(const Choice<Columns>& choice) {
+  const TunedRow* row = choice.row;
+  if (row == nullptr) return "\nchosen by the lowest estimate";
+  return concat("\nchosen by the tuned row n = ", row->n, ", k = ", row->k,
+                row->experts ? concat(", ", row->experts, " experts") : "", ", ", row->tokens, " tokens, ", row->us,
+                " us");
+}
+
 template <class Columns, class Problem>
 std::string rejections(const Problem& p, const WeightDesc& desc, const DeviceInfo& device) {
   std::map<std::string, std::string> by_reason;
@@ -63,19 +88,9 @@ std::string ranking(const Problem& p, const Instance<Columns>* chosen, const Dev
 
 }  // namespace
 
-const GemmSm90Instance& find_gemm_sm90(const std::string& name) {
-  std::vector<std::pair<size_t, const char*>> others;
-  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
-    if (instance.entry.name == name) return instance;
-    others.emplace_back(edit_distance(name, instance.entry.name), instance.entry.name);
-  }
-  std::sort(others.begin(), others.end());
-  std::string nearest;
-  for (size_t i = 0; i < std::min<size_t>(others.size(), 3); ++i) nearest += concat("\n  ", others[i].second);
-  throw std::runtime_error(
-      concat("instance = \"", name, "\" is none of the ", others.size(), " instances of this build (preset ", kPreset,
-             "); humming_ext.explain lists those that run a product. The nearest names:", nearest));
-}
+const GemmSm90Instance& find_gemm_sm90(const std::string& name) { return find<GemmSm90Columns>(name); }
+
+const MoeGemmSm90Instance& find_moe_gemm_sm90(const std::string& name) { return find<MoeGemmSm90Columns>(name); }
 
 std::string rejections_gemm_sm90(const GemmParams& p, const DeviceInfo& device) {
   return rejections<GemmSm90Columns>(p, p.desc, device);
@@ -88,20 +103,15 @@ std::string rejections_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& devi
 std::string explain_gemm_sm90(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
   const GemmSm90Choice choice = choose_gemm_sm90(p, device, tuned);
   if (choice.instance == nullptr) return rejections_gemm_sm90(p, device);
-  std::string text = "\nchosen by the lowest estimate";
-  if (const TunedRow* row = choice.row) {
-    text = concat("\nchosen by the tuned row n = ", row->n, ", k = ", row->k, ", ", row->tokens, " tokens, ", row->us,
-                  " us");
-  }
-  return text + ranking<GemmSm90Columns>(p, choice.instance, device, estimate_gemm_sm90) +
+  return reason(choice) + ranking<GemmSm90Columns>(p, choice.instance, device, estimate_gemm_sm90) +
          rejections_gemm_sm90(p, device);
 }
 
-std::string explain_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device) {
-  const MoeGemmSm90Instance* chosen = choose_moe_gemm_sm90(p, device);
-  if (chosen == nullptr) return rejections_moe_gemm_sm90(p, device);
-  return concat("\nchosen by the lowest estimate for ", p.expected_rows, " rows together",
-                ranking<MoeGemmSm90Columns>(p, chosen, device, estimate_moe_gemm_sm90),
+std::string explain_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  const MoeGemmSm90Choice choice = choose_moe_gemm_sm90(p, device, tuned);
+  if (choice.instance == nullptr) return rejections_moe_gemm_sm90(p, device);
+  return concat(reason(choice), ", for ", p.expected_rows, " rows together",
+                ranking<MoeGemmSm90Columns>(p, choice.instance, device, estimate_moe_gemm_sm90),
                 rejections_moe_gemm_sm90(p, device));
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 
 #include "select/select_sm90.h"
 
@@ -22,16 +21,6 @@ Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& de
       (p.desc.num_strips() + tile.row_groups - 1) / tile.row_groups * ((p.rows + tile.tokens - 1) / tile.tokens);
   const int64_t resident = device.num_sms * c.ctas / tile.cluster_k;
   return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster_k)};
-}
-
-// Rows further from a problem say nothing about it: the product of the two ratios of extents, 2^2.
-constexpr double kMaxShapeRatio = 4;
-
-// How far a row is from a problem, the lesser the nearer: shape; token counts below the problem's after all others;
-// token count; where weights with other scales have a row of the same place, the faster one.
-std::tuple<double, bool, int64_t, float> distance(const TunedRow& row, const GemmParams& p) {
-  const auto ratio = [](int64_t a, int64_t b) { return static_cast<double>(std::max(a, b)) / std::min(a, b); };
-  return {ratio(row.n, p.desc.n) * ratio(row.k, p.desc.k), row.tokens < p.rows, std::abs(row.tokens - p.rows), row.us};
 }
 
 }  // namespace
@@ -80,28 +69,7 @@ double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p,
 }
 
 GemmSm90Choice choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
-  GemmSm90Choice nearest{}, cheapest{};
-  std::tuple<double, bool, int64_t, float> least_distance;
-  double least_cycles = 0;
-  const Table<GemmSm90Instance> table = instances<GemmSm90Columns>();
-  const TunedRow* row = tuned.begin();
-  for (int i = 0; i < table.size; ++i) {
-    const GemmSm90Instance& instance = table.first[i];
-    const bool runs = cannot_run(instance, p, device) == nullptr;
-    for (; row != tuned.end() && row->instance == i; ++row) {
-      if (!runs) continue;
-      const auto to_row = distance(*row, p);
-      if (std::get<0>(to_row) > kMaxShapeRatio || (nearest.row != nullptr && to_row >= least_distance)) continue;
-      nearest = {&instance, row};
-      least_distance = to_row;
-    }
-    if (!runs) continue;
-    const double cycles = estimate_gemm_sm90(instance, p, device);
-    if (cheapest.instance != nullptr && cycles >= least_cycles) continue;
-    cheapest.instance = &instance;
-    least_cycles = cycles;
-  }
-  return nearest.row != nullptr ? nearest : cheapest;
+  return choose<GemmSm90Columns>(p, {p.desc.n, p.desc.k, 0, p.rows}, device, tuned, estimate_gemm_sm90);
 }
 
 GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {

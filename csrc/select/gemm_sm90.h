@@ -9,6 +9,7 @@
 #include "instances/instances.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
+#include "select/choice.h"
 #include "select/device_info.h"
 #include "select/tuned.h"
 
@@ -28,14 +29,9 @@ const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& probl
 // Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
 double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
-struct GemmSm90Choice {
-  const GemmSm90Instance* instance;  // nullptr if none can run the problem
-  const TunedRow* row;               // that decided; nullptr: the lowest estimate did
-};
+using GemmSm90Choice = Choice<GemmSm90Columns>;
 
-// The instance of the nearest tuned row among those whose instance can run the problem: the nearest n and k, there the
-// smallest token count not below the problem's, else the largest. The lowest estimate where none is near. Called for
-// every product: builds no strings.
+// Called for every product: builds no strings.
 GemmSm90Choice choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& device,
                                 Table<TunedRow> tuned = tuned_gemm_sm90());
 

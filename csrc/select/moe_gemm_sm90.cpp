@@ -60,17 +60,10 @@ double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProb
   return turns * (kStart + static_cast<double>(p.gemm.desc.num_k_tiles()) * (memory + multiply));
 }
 
-const MoeGemmSm90Instance* choose_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device) {
-  const MoeGemmSm90Instance* best = nullptr;
-  double least = 0;
-  for (const MoeGemmSm90Instance& instance : instances<MoeGemmSm90Columns>()) {
-    if (cannot_run(instance, p, device) != nullptr) continue;
-    const double cycles = estimate_moe_gemm_sm90(instance, p, device);
-    if (best != nullptr && cycles >= least) continue;
-    best = &instance;
-    least = cycles;
-  }
-  return best;
+MoeGemmSm90Choice choose_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  const WeightDesc& desc = p.gemm.desc;
+  return choose<MoeGemmSm90Columns>(p, {desc.n, desc.k, desc.experts, p.expected_rows}, device, tuned,
+                                    estimate_moe_gemm_sm90);
 }
 
 MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& p,

@@ -5,6 +5,7 @@
 
 #include "instances/instances.h"
 #include "kernel/moe_gemm_params.h"
+#include "select/choice.h"
 #include "select/device_info.h"
 
 namespace humming {
@@ -30,14 +31,20 @@ const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& pr
 // Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
 double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
-// The instance of the lowest estimate; nullptr if none can run the problem.
-const MoeGemmSm90Instance* choose_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
+using MoeGemmSm90Choice = Choice<MoeGemmSm90Columns>;
+
+MoeGemmSm90Choice choose_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device,
+                                       Table<TunedRow> tuned = tuned_moe_gemm_sm90());
+
+// The instance of this name; throws, naming the nearest ones, if this build has none.
+const MoeGemmSm90Instance& find_moe_gemm_sm90(const std::string& name);
 
 MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem,
                                        const DeviceInfo& device);
 
 // The rest is for messages, as in gemm_sm90.h.
 std::string rejections_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
-std::string explain_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
+std::string explain_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device,
+                                  Table<TunedRow> tuned = tuned_moe_gemm_sm90());
 
 }  // namespace humming

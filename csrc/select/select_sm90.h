@@ -2,11 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
+#include <tuple>
 
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
 #include "layout/record.h"
 #include "mainloop/sm90_tile.h"
+#include "select/choice.h"
 #include "select/device_info.h"
 
 namespace humming {
@@ -119,6 +122,51 @@ Sm90MainloopParams mainloop_params(const Columns& c, const GemmParams& p, int64_
   m.token_scale_stride = p.x_scale.row_stride;
   m.dependent_launch = true;
   return m;
+}
+
+// Extents of a problem, as tuned rows have them.
+struct Extents {
+  int64_t n, k, experts, tokens;
+};
+
+// Rows further from a problem say nothing about it: the product of the ratios of extents, 2^2.
+inline constexpr double kMaxShapeRatio = 4;
+
+// How far a row is from a problem, the lesser the nearer: shape; token counts below the problem's after all others;
+// token count; where weights with other scales have a row of the same place, the faster one.
+inline std::tuple<double, bool, int64_t, float> distance(const TunedRow& row, const Extents& p) {
+  const auto ratio = [](int64_t a, int64_t b) {
+    return static_cast<double>(std::max<int64_t>({a, b, 1})) / std::max<int64_t>(std::min(a, b), 1);
+  };
+  return {ratio(row.n, p.n) * ratio(row.k, p.k) * ratio(row.experts, p.experts), row.tokens < p.tokens,
+          std::abs(row.tokens - p.tokens), row.us};
+}
+
+template <class Columns, class Problem, class Estimate>
+Choice<Columns> choose(const Problem& p, const Extents& extents, const DeviceInfo& device, Table<TunedRow> tuned,
+                       Estimate estimate) {
+  Choice<Columns> nearest{}, cheapest{};
+  std::tuple<double, bool, int64_t, float> least_distance;
+  double least_cycles = 0;
+  const Table<Instance<Columns>> table = instances<Columns>();
+  const TunedRow* row = tuned.begin();
+  for (int i = 0; i < table.size; ++i) {
+    const Instance<Columns>& instance = table.first[i];
+    const bool runs = cannot_run(instance, p, device) == nullptr;
+    for (; row != tuned.end() && row->instance == i; ++row) {
+      if (!runs) continue;
+      const auto to_row = distance(*row, extents);
+      if (std::get<0>(to_row) > kMaxShapeRatio || (nearest.row != nullptr && to_row >= least_distance)) continue;
+      nearest = {&instance, row};
+      least_distance = to_row;
+    }
+    if (!runs) continue;
+    const double cycles = estimate(instance, p, device);
+    if (cheapest.instance != nullptr && cycles >= least_cycles) continue;
+    cheapest.instance = &instance;
+    least_cycles = cycles;
+  }
+  return nearest.row != nullptr ? nearest : cheapest;
 }
 
 template <class Columns>

@@ -8,14 +8,16 @@
 
 namespace humming {
 
-// Of the instances that can run `tokens` rows on an n x k weight this one was the fastest.
+// Of the instances that can run `tokens` rows, those of all experts together, on n x k weights this one was the
+// fastest.
 struct TunedRow {
-  int instance;  // its place in instances<GemmSm90Columns>()
-  int64_t n, k, tokens;
+  int instance;                   // its place among the instances of its family
+  int64_t n, k, experts, tokens;  // experts 0: dense
   float us;
 };
 
 // In the order of the instances.
 Table<TunedRow> tuned_gemm_sm90();
+Table<TunedRow> tuned_moe_gemm_sm90();
 
 }  // namespace humming

@@ -40,7 +40,8 @@ class InstancePlan:
 def instance_plans(
     weight: PackedWeight | Sequence[int], dtype: torch.dtype, tokens: int, *, cuda: bool | None = None
 ) -> list[InstancePlan]:
-    """All instances of `gemm` in this build, for `tokens` aligned rows of `dtype` and a bf16 result.
+    """All instances of `gemm` in this build, for `tokens` aligned rows of `dtype` and a bf16 result; for a weight with
+    experts those of `moe_gemm`, for as many rows together.
 
     The plan is that of the first GPU, or of an H200 where there is none, wherever the weight is; with `cuda=False` it
     is that of the CPU, which has no instances.

@@ -111,7 +111,7 @@ def _moe_gemm_outputs(
 
 
 def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, layout: str, top_k: int) -> int:
-    """Workspace of moe_gemm on a GPU: layout "indexed" gathers tokens by expert, with their scales, rows of out and weights."""
+    """Workspace of moe_gemm on a GPU: layout "indexed" gathers tokens by expert, with what they have."""
     if not x.is_cuda:
         return 0
     if layout != "indexed":
@@ -243,7 +243,8 @@ def _register(name: str, functional: Callable[..., Any], outputs: Callable[..., 
 
 
 _register("gemm", _gemm, _gemm_outputs)
-torch.library.register_fake("humming::gemm.instance", _nothing, lib=_library)
+for _op in ("gemm", "moe_gemm"):
+    torch.library.register_fake(f"humming::{_op}.instance", _nothing, lib=_library)
 _register("moe_gemm", _moe_gemm, _moe_gemm_outputs)
 _register("quantize_activation", _quantize_activation, _quantize_activation_outputs)
 _register("moe_align", _moe_align, _moe_align_outputs)

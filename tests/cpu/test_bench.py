@@ -360,7 +360,7 @@ def test_the_fastest_right_instance_is_tuned(problem: GemmProblem, monkeypatch: 
     monkeypatch.setattr(GemmProblem, "instance_calls", lambda self, name: [calls[name]])
     lines: list[str] = []
     row = retune.retune(problem, 1.0, "abc", lines.append)
-    assert (row.n, row.k, row.tokens, row.instance, row.commit) == (256, 256, 17, "right", "abc")
+    assert (*row.place, row.instance, row.commit) == (256, 256, 0, 17, "right", "abc")
     assert "wrong gives a wrong result" in lines[0] and "chosen was slow" in lines[1]
     monkeypatch.setattr(GemmProblem, "plans", lambda self: plans[1:2])
     with pytest.raises(WrongResultError, match="none of the 1 instances"):
@@ -369,11 +369,13 @@ def test_the_fastest_right_instance_is_tuned(problem: GemmProblem, monkeypatch: 
 
 def test_tables_are_sorted_and_new_rows_replace_their_own(tmp_path: Path) -> None:
     path = tmp_path / "h200.csv"
-    rows = [retune.Tuned(256, 128, 16, "b", 2.0, "x"), retune.Tuned(128, 256, 1, "a", 1.5, "x")]
+    rows = [retune.Tuned(256, 128, 0, 16, "b", 2.0, "x"), retune.Tuned(128, 256, 8, 1, "a", 1.5, "x")]
     retune.write(path, rows)
-    assert path.read_text().splitlines() == ["n,k,tokens,instance,us,commit", "128,256,1,a,1.5,x", "256,128,16,b,2.0,x"]
+    assert path.read_text().splitlines() == [
+        *("n,k,experts,tokens,instance,us,commit", "128,256,8,1,a,1.5,x", "256,128,0,16,b,2.0,x")
+    ]
     assert retune.read(path) == rows[::-1]
-    new = retune.Tuned(256, 128, 16, "c", 1.0, "y")
+    new = retune.Tuned(256, 128, 0, 16, "c", 1.0, "y")
     assert retune.replaces(new, rows[0], ["b", "c"])
     assert not retune.replaces(new, rows[0], ["c"])  # b is for another format
     assert not retune.replaces(replace(new, tokens=17), rows[0], ["b", "c"])

@@ -300,7 +300,12 @@ def test_smoke_runs_measure_both_layouts_and_both_routings(tmp_path: Path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_instances_cannot_be_tuned(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        bench.main(["--device", "cpu", "--part", "moe-smoke", "--retune"])
-    assert "--retune: moe_gemm has no instances that can be named" in capsys.readouterr().err
+def test_plans_are_for_the_rows_of_all_experts() -> None:
+    case = SMOKE[0]
+    problem = MoeMatrix(case, torch.device("cpu"), case.tokens).problem(case.tokens[-1])
+    assert problem.rows == case.tokens[-1] * case.top_k
+    assert problem.plans() and all(plan.name.startswith("moe_gemm_sm90") for plan in problem.plans())
+    assert problem.instance() is None
+    call = problem.instance_calls("moe_gemm_sm90_x")[0]
+    with pytest.raises(RuntimeError, match=r'humming::moe_gemm: instance = "moe_gemm_sm90_x" .* x is on the CPU'):
+        call()

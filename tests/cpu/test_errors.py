@@ -344,6 +344,10 @@ def test_a_bad_argument_is_named(call: str, argument: str, value) -> None:
 def test_a_named_instance_runs_on_gpus_only() -> None:
     with pytest.raises(RuntimeError, match=r'humming::gemm: instance = "gemm_sm90_x" .* x is on the CPU'):
         ops.gemm.instance(**gemm_call().arguments, instance="gemm_sm90_x")
+    moe_arguments = moe_call("indexed").arguments
+    moe_arguments.pop("expected_tokens")
+    with pytest.raises(RuntimeError, match=r'humming::moe_gemm: instance = "moe_gemm_sm90_x" .* x is on the CPU'):
+        ops.moe_gemm.instance(**moe_arguments, instance="moe_gemm_sm90_x")
 
 
 @pytest.mark.parametrize(

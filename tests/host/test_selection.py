@@ -136,7 +136,10 @@ def test_a_tile_of_256_tokens_is_not_taken_for_65(host: ModuleType) -> None:
 def test_every_tuned_row_names_an_instance_of_the_preset_serving(host: ModuleType) -> None:
     with TUNED.open(newline="") as file:
         names = {row["instance"] for row in csv.DictReader(file)}
-    assert names <= set(host.estimates(desc(), 1))
+    assert all(host.find_instance(name) == name for name in names)
+
+
+HEADER = "n,k,experts,tokens,instance,us,commit\n"
 
 
 def generate(tmp_path: Path, text: str) -> tuple[subprocess.CompletedProcess, Path]:
@@ -150,13 +153,13 @@ def generate(tmp_path: Path, text: str) -> tuple[subprocess.CompletedProcess, Pa
 def test_the_table_holds_the_rows_in_the_order_of_the_instances(host: ModuleType, tiles, tmp_path: Path) -> None:
     names = list(host.estimates(desc(), 1))
     first, second = sorted((tiles(16), tiles(256)), key=names.index)
-    text = f"n,k,tokens,instance,us,commit\n8192,4096,16,{second},12.5,abc\n1,2,3,gone,4,abc\n64,128,1,{first},3,abc\n"
+    text = f"{HEADER}8192,4096,0,16,{second},12.5,abc\n1,2,0,3,gone,4,abc\n64,128,0,1,{first},3,abc\n"
     done, table = generate(tmp_path, text)
     assert done.returncode == 0, done.stderr
     rows = [line.strip() for line in table.read_text().splitlines() if line.startswith("      {")]
     assert rows == [
-        f"{{{names.index(first)}, 64, 128, 1, 3.0f}},",
-        f"{{{names.index(second)}, 8192, 4096, 16, 12.5f}},",
+        f"{{{names.index(first)}, 64, 128, 0, 1, 3.0f}},",
+        f"{{{names.index(second)}, 8192, 4096, 0, 16, 12.5f}},",
     ]
 
 
@@ -164,9 +167,10 @@ def test_the_table_holds_the_rows_in_the_order_of_the_instances(host: ModuleType
     ("text", "message"),
     [
         ("n,k,instance\n", "the header is"),
-        ("n,k,tokens,instance,us,commit\n1,2,3,x,4,c\n1,2,0,x,4,c\n", "gpu.csv:3"),
-        ("n,k,tokens,instance,us,commit\n1,2,3,x,fast,c\n", "gpu.csv:2"),
-        ("n,k,tokens,instance,us,commit\n1,2,3\n", "gpu.csv:2"),
+        (f"{HEADER}1,2,0,3,x,4,c\n1,2,0,0,x,4,c\n", "gpu.csv:3"),
+        (f"{HEADER}1,2,-1,3,x,4,c\n", "gpu.csv:2"),
+        (f"{HEADER}1,2,0,3,x,fast,c\n", "gpu.csv:2"),
+        (f"{HEADER}1,2,3\n", "gpu.csv:2"),
     ],
 )
 def test_a_row_that_is_no_measurement_stops_the_build(tmp_path: Path, text: str, message: str) -> None:
@@ -238,7 +242,7 @@ def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, r
 def test_a_mixture_is_explained(host: ModuleType) -> None:
     case = WeightCase("e2m1", "bf16", "e8m0", 32, n=1024, k=4096, experts=256)
     text = host.explain_moe(case.desc, 96)
-    assert "chosen by the lowest estimate for 96 rows" in text and "\n  > " in text
+    assert "chosen by the lowest estimate, for 96 rows" in text and "\n  > " in text
     assert host.choose_moe(WeightCase("int6", n=64, k=128, experts=8).desc, 96) is None
     assert "is for another format or operand" in host.explain_moe(WeightCase("int6", n=64, k=128, experts=8).desc, 96)
     many = WeightCase("e2m1", "bf16", "e8m0", 32, n=64, k=128, experts=5000)

@@ -40,6 +40,12 @@ void align_rows(const char* op, GemmParams* params, cudaStream_t stream) {
   params->x_row_bytes = pitch;
 }
 
+// Of an instance that was asked for by name: that it can run the product.
+void check_runs(const char* op, const std::string& name, const char* rejection) {
+  HUMMING_CHECK(rejection == nullptr, op, ": instance ", name, " ", rejection,
+                "; humming_ext.explain lists those that run this product");
+}
+
 // Runs the named instance, or the one that selection chooses.
 void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   if (!has_rows(params)) return;
@@ -48,11 +54,7 @@ void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   const DeviceInfo info = device.info();
   const GemmSm90Instance* instance = name ? &find_gemm_sm90(*name) : choose_gemm_sm90(params, info).instance;
   if (instance == nullptr) refuse("humming::gemm", params, x, rejections_gemm_sm90(params, info));
-  if (name != nullptr) {
-    const char* reason = cannot_run(*instance, params, info);
-    HUMMING_CHECK(reason == nullptr, "humming::gemm: instance ", *name, " ", reason,
-                  "; humming_ext.explain lists those that run this product");
-  }
+  if (name != nullptr) check_runs("humming::gemm", *name, cannot_run(*instance, params, info));
   instance->launch(params_gemm_sm90(*instance, params, info), device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
@@ -107,7 +109,8 @@ MoeProblem gathered(const MoeParams& params, MoeGatherParams* gather) {
   return problem;
 }
 
-void moe_gemm_cuda(const Tensor& x, const MoeParams& params) {
+// Runs the named instance, or the one that selection chooses.
+void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* name) {
   const char* op = "humming::moe_gemm";
   if (!has_rows(params.gemm)) return;
   const OnDeviceOf device(x);
@@ -125,11 +128,29 @@ void moe_gemm_cuda(const Tensor& x, const MoeParams& params) {
   problem.rows.capacity = params.capacity;
   if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
 
-  const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, info);
+  const MoeGemmSm90Instance* instance =
+      name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
   if (instance == nullptr) refuse(op, params.gemm, x, rejections_moe_gemm_sm90(problem, info));
+  if (name != nullptr) check_runs(op, *name, cannot_run(*instance, problem, info));
   if (indexed) launch<MoeGatherColumns>(op, x, gather);
   instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
+}
+
+void moe_gemm_cuda(const Tensor& x, const MoeParams& params) { run_moe_gemm(x, params, nullptr); }
+
+void moe_gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
+                            const OptionalTensor& scale2, const OptionalTensor& bias, std::vector<int64_t> desc,
+                            std::string layout, const OptionalTensor& sorted_token_ids,
+                            const OptionalTensor& expert_ids, const OptionalTensor& num_tokens_post_padded,
+                            const OptionalTensor& expert_offsets, const OptionalTensor& expert_counts,
+                            const OptionalTensor& topk_weights, int64_t top_k, std::string activation,
+                            std::vector<double> activation_args, std::string instance, Tensor out, Tensor workspace) {
+  run_moe_gemm(x,
+               check_moe_gemm(x, x_scale, packed, scale2, bias, desc, layout, sorted_token_ids, expert_ids,
+                              num_tokens_post_padded, expert_offsets, expert_counts, topk_weights, top_k, activation,
+                              activation_args, std::nullopt, out, workspace),
+               &instance);
 }
 
 }  // namespace
@@ -138,5 +159,6 @@ void moe_gemm_cuda(const Tensor& x, const MoeParams& params) {
 STABLE_TORCH_LIBRARY_IMPL(humming, CUDA, m) {
   m.impl("gemm.out", HUMMING_CHECKED(check_gemm, gemm_cuda));
   m.impl("gemm.instance", TORCH_BOX(&humming::gemm_instance_cuda));
+  m.impl("moe_gemm.instance", TORCH_BOX(&humming::moe_gemm_instance_cuda));
   m.impl("moe_gemm.out", HUMMING_CHECKED(check_moe_gemm, moe_gemm_cuda));
 }
