@@ -24,11 +24,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
       "Tensor? expert_counts, Tensor? topk_weights, int top_k, str activation=\"none\", float[] activation_args=[], *, "
       "int? expected_tokens=None, Tensor(a!) out, Tensor(b!) workspace) -> ()");
   m.def(  // CUDA only, as gemm.instance
-      "moe_gemm.instance(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, str "
-      "layout, "
-      "Tensor? sorted_token_ids, Tensor? expert_ids, Tensor? num_tokens_post_padded, Tensor? expert_offsets, "
-      "Tensor? expert_counts, Tensor? topk_weights, int top_k, str activation=\"none\", float[] activation_args=[], *, "
-      "str instance, Tensor(a!) out, Tensor(b!) workspace) -> ()");
+      "moe_gemm.instance(Tensor x, Tensor? x_scale, Tensor packed, Tensor? scale2, Tensor? bias, int[] desc, "
+      "str layout, Tensor? sorted_token_ids, Tensor? expert_ids, Tensor? num_tokens_post_padded, "
+      "Tensor? expert_offsets, Tensor? expert_counts, Tensor? topk_weights, int top_k, str activation=\"none\", "
+      "float[] activation_args=[], *, str instance, Tensor(a!) out, Tensor(b!) workspace) -> ()");
   m.def(
       "quantize_activation(Tensor x, ScalarType dtype, int group, *, str activation=\"none\", "
       "float[] activation_args=[], Tensor? static_scale=None, ScalarType? scale_dtype=None) -> (Tensor, Tensor)");

@@ -5,21 +5,22 @@ Tensors have no guards around them, so that memcheck sees the first byte beyond.
 
 import re
 
+import moe_products
 import pytest
 import torch
+from instances import MAX_STAGES, extent, runnable, stage_columns
 from products import PAIRS, case_of, make_problem
 from support import assert_as_accurate
-from test_gpu_gemm import MAX_STAGES, extent, runnable, stage_columns
 from test_gpu_torch import CALLS
 
 pytestmark = pytest.mark.sanitizer
 
 
-def one_of_each() -> list:
+def one_of_each(pairs: list[tuple], experts: int = 0) -> list:
     """Pairs and instances: every tile once for 16-bit and once for 8-bit x, and every way to read scales and zeros."""
     seen: set[tuple] = set()
     chosen = []
-    for parameter in runnable(PAIRS):
+    for parameter in runnable(pairs, experts):
         pair, instance = parameter.values
         scales, tile = re.fullmatch(r".*_([a-z]+_\w+_group\d+)_(.*)", instance).groups()
         paths = {(pair[1] in ("bf16", "fp16"), tile), (pair[4], scales)}
@@ -29,7 +30,7 @@ def one_of_each() -> list:
     return chosen
 
 
-@pytest.mark.parametrize(("pair", "instance"), one_of_each())
+@pytest.mark.parametrize(("pair", "instance"), one_of_each(PAIRS))
 def test_product(pair: tuple, instance: str) -> None:
     """Two tiles each way, the last nearly empty; more stages than a ring has, then a half tail with masked columns."""
     n = 64 * extent(instance, "row_groups") + 8
@@ -39,6 +40,21 @@ def test_product(pair: tuple, instance: str) -> None:
     workspace = out.new_empty(0, dtype=torch.uint8)
     torch.ops.humming.gemm.instance(*problem.args, instance=instance, out=out, workspace=workspace)
     assert_as_accurate(out, problem.exact, problem.plain)
+
+
+@pytest.mark.parametrize("layout", moe_products.LAYOUTS)
+@pytest.mark.parametrize(("pair", "instance"), one_of_each(moe_products.PAIRS, experts=3))
+def test_product_with_experts(pair: tuple, instance: str, layout: str) -> None:
+    """Blocks that are full, nearly empty and not there; scales, bias, weights and two rows of every tile."""
+    n, k = 64 * extent(instance, "row_groups") + 8, 2 * stage_columns(instance) + 48
+    routing = moe_products.Routing("gaps", extent(instance, "tokens") + 1, 1, 3)
+    mixture = moe_products.make_mixture(pair, n, k, routing, moe_products.Epilogue(), "cuda")
+    problem = moe_products.lay_out(mixture, layout, pitched=False)
+    out = torch.full(problem.out_shape, float("nan"), dtype=torch.bfloat16, device="cuda")
+    workspace = problem.workspace()
+    torch.ops.humming.moe_gemm.instance(*problem.args, instance=instance, out=out, workspace=workspace)
+    rows = out.view(problem.exact.shape)[problem.written]
+    assert_as_accurate(rows, problem.exact[problem.written], problem.plain[problem.written])
 
 
 @pytest.mark.parametrize("name", CALLS)
