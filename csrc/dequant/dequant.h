@@ -254,15 +254,19 @@ struct E2m1ToE4m3 {
   static constexpr int kExponent = rebase_range(traits(Format::e2m1), Operand::e4m3).shift;
   static_assert(kExponent == 5, "the table below holds value * 2^-5");
 
-  HUMMING_HD static E2m1Table table(uint32_t d) {
-    return {0x14100800u + d * 0x08080800u, 0x24201C18u + d * 0x08080808u};
+  // d = stored - kZero. The difference is a constant of the sums, which are modulo 2^32.
+  template <uint32_t kZero>
+  HUMMING_HD static E2m1Table table(uint32_t stored) {
+    constexpr uint32_t kLow = 0x08080800u, kHigh = 0x08080808u;
+    return {stored * kLow + (0x14100800u - kZero * kLow), stored * kHigh + (0x24201C18u - kZero * kHigh)};
   }
-  HUMMING_HD static E2m1Table param(uint32_t) { return table(0); }
+  HUMMING_HD static E2m1Table param(uint32_t) { return table<0>(0); }
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, E2m1Table table) {
     const uint32_t word = words[n / 2];
-    if constexpr (n % 2 == 0) return and_or(word, repeat8(0x80), prmt(table.low, table.high, word & 0x7777u));
-    return and_or(word << 4, repeat8(0x80), prmt(table.low, table.high, word >> 16 & 0x7777u));
+    const uint32_t selectors = word & repeat8(0x77);  // PRMT reads 16 bits of it
+    if constexpr (n % 2 == 0) return and_or(word, repeat8(0x80), prmt(table.low, table.high, selectors));
+    return and_or(word << 4, repeat8(0x80), prmt(table.low, table.high, prmt(selectors, 0, 0x4432)));
   }
 };
 
@@ -392,8 +396,7 @@ template <>
 struct FoldedDequant<Format::e2m1, Operand::e4m3> : dequant::E2m1ToE4m3 {
   static constexpr RebaseRange kRange = rebase_range(traits(Format::e2m1), Operand::e4m3);
   static constexpr int kExponent = kRange.shift - kRange.window;
-  // The difference to d is folded into the table's constants: the sums are modulo 2^32.
-  HUMMING_HD static dequant::E2m1Table param(uint32_t stored) { return table(stored - (127 - kRange.window)); }
+  HUMMING_HD static dequant::E2m1Table param(uint32_t stored) { return table<127 - kRange.window>(stored); }
 };
 
 // bf16: the factor that FloatToHalf multiplies by takes the scale along. 2^(127 - bias + stored - 127) is a normal bf16

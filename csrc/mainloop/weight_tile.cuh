@@ -91,6 +91,7 @@ struct RowData {
   }
   __device__ __forceinline__ uint32_t operator[](int index) const {
     if constexpr (kTotal == 0) return 0;
+    if constexpr (kLoaded && kBytes == 1) return prmt(words[index / 4], 0, 0x4440 + index % 4);  // one instruction
     if constexpr (kLoaded) {
       const uint32_t bits = words[index * kBytes / 4] >> index * kBytes % 4 * 8;
       return kBytes == 4 ? bits : bits & ((1u << 8 * kBytes % 32) - 1);
