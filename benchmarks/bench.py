@@ -57,9 +57,9 @@ def _output(*command: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, "-dirty" if it has changes; HUMMING_COMMIT where there is no git."""
-    return _output("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or os.environ.get(
-        "HUMMING_COMMIT"
+    """HUMMING_COMMIT, for a copy of the sources; else the commit of this checkout, "-dirty" if it has changes."""
+    return os.environ.get("HUMMING_COMMIT") or _output(
+        "git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"
     )
 
 
