@@ -58,7 +58,7 @@ struct Wgmma<Operand::{operand}, {n}> {{
 def main() -> None:
     path = pathlib.Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = "".join(wrapper(operand, n) for operand in OPERANDS for n in TOKENS if operand != "s8" or n != 48)
+    body = "".join(wrapper(operand, n) for operand in OPERANDS for n in TOKENS)
     path.write_text(HEAD + body + "\n}  // namespace humming\n")
 
 

@@ -33,6 +33,14 @@ struct EpilogueParams {
     return index < gate_half ? index + row % 16 / 8 * gate_half : -1;
   }
 
+  // Of a padding channel: 0.
+  HUMMING_HD float channel_bias(int channel) const {
+    if (channel < 0 || bias == nullptr) return 0;
+    if (bias_dtype == DType::fp32) return static_cast<const float*>(bias)[channel];
+    const uint16_t bits = static_cast<const uint16_t*>(bias)[channel];
+    return bias_dtype == DType::bf16 ? bf16_to_float(bits) : float_from_f16(bits);
+  }
+
   HUMMING_HD float token_scale(int token) const {
     return x_scale == nullptr ? 1.0f : x_scale[static_cast<int64_t>(token) * x_scale_stride];
   }
@@ -44,16 +52,9 @@ struct ChannelEpilogue {
 
   HUMMING_HD ChannelEpilogue(float scale, float bias) : scale(scale), bias(bias) {}
   // `unit` is the power of two that the dequantiser left. Padding channels get harmless values.
-  HUMMING_HD ChannelEpilogue(const EpilogueParams& p, int channel, float unit) : scale(unit), bias(0) {
-    if (channel < 0) return;
-    if (p.scale2 != nullptr) scale *= p.scale2[static_cast<int64_t>(channel) * p.scale2_stride];
-    if (p.bias == nullptr) return;
-    if (p.bias_dtype == DType::fp32) {
-      bias = static_cast<const float*>(p.bias)[channel];
-    } else {
-      const uint16_t bits = static_cast<const uint16_t*>(p.bias)[channel];
-      bias = p.bias_dtype == DType::bf16 ? bf16_to_float(bits) : float_from_f16(bits);
-    }
+  HUMMING_HD ChannelEpilogue(const EpilogueParams& p, int channel, float unit)
+      : scale(unit), bias(p.channel_bias(channel)) {
+    if (channel >= 0 && p.scale2 != nullptr) scale *= p.scale2[static_cast<int64_t>(channel) * p.scale2_stride];
   }
 
   HUMMING_HD float operator()(float sum, float token_scale) const { return sum * token_scale * scale + bias; }

@@ -7,6 +7,9 @@
 
 namespace humming {
 
+// Tokens whose results are on their way from registers to the output at a time.
+inline constexpr int kMoeSliceTokens = 16;
+
 // The epilogue of the dense product (gemm_epilogue.h) with the scales and biases of an expert, then
 //
 //   out(out_rows[row], column) = activation(...) * row_weights[row]

@@ -6,11 +6,10 @@
 #include <cstdint>
 
 #include "core/float_codec.h"
+#include "mainloop/ptx.h"
 
 namespace humming {
 
-inline constexpr int kWarpSize = 32;
-inline constexpr unsigned kFullWarp = 0xFFFFFFFF;
 inline constexpr int kMaxWarps = 32;  // of a block
 inline constexpr int kVectorBytes = 16;
 

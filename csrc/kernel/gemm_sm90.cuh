@@ -67,8 +67,9 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
   // Not aligned through an integer: that would make the compiler forget that it is shared memory.
   extern __shared__ __align__(1024) uint8_t shared[];
   const Sm90MainloopParams& m = p.mainloop;
-  uint8_t* epilogue = sm90_kernel::epilogue_place<Gemm>(m, shared);
-  typename Gemm::Ring ring = sm90_kernel::ring_of<Gemm>(m, shared);
+  uint8_t* epilogue =
+      shared + max(m.stages * kTile.stage_bytes(m.record_bytes, Gemm::token_rows(m)), kTile.reduction_bytes());
+  typename Gemm::Ring ring = sm90_kernel::ring_of<Gemm>(m, shared, epilogue + kTile.epilogue_bytes());
 
   // The warp index through a shuffle: uniform for the compiler.
   const int thread = ptx::thread_index();

@@ -32,9 +32,26 @@ struct MoeGemmSm90Params {
 // One producer more than a dense tile has.
 constexpr int moe_threads(const Sm90Tile& tile) { return tile.threads() + (tile.moves_registers() ? 0 : 32); }
 
-// Shared memory beside the main loop's: what tokens have, for every warpgroup, and the list of blocks.
-constexpr int moe_table_bytes(const Sm90Tile& tile, int experts) {
-  return (12 * tile.tokens + 520) * tile.consumer_groups() + 4 * (3 * experts + 1);
+// Shared memory of a CTA:
+//
+//   ring of stages | its barriers | barriers of the tables | sums on their way to the output | tables | list of blocks
+//
+// A table (MoeTile) is what the tokens and rows of a tile have; those of the next tiles are fetched ahead. Where warps
+// share the rows of a tile, all of their sums are there together, else those of a few tokens at a time.
+constexpr int moe_tables(const Sm90Tile& tile) { return tile.tokens <= 64 ? 4 : 2; }
+constexpr int moe_table_bytes(const Sm90Tile& tile) { return 12 * tile.tokens + 8 * tile.rows() + 8; }
+constexpr int moe_sums_bytes(const Sm90Tile& tile) {
+  if (tile.reduces()) return tile.reduction_bytes();
+  const int slice = tile.tokens < kMoeSliceTokens ? tile.tokens : kMoeSliceTokens;
+  return 4 * tile.consumer_groups() * slice * (16 + Sm90Tile::kReductionPad) * 4;
+}
+constexpr int moe_list_bytes(int experts) { return 4 * (3 * experts + 1 + 2 * ((experts + 31) / 32)); }
+constexpr int moe_ring_bytes(const Sm90Tile& tile, int stages, int record_bytes) {
+  return stages * tile.stage_bytes(record_bytes, tile.tokens);
+}
+constexpr int moe_shared_bytes(const Sm90Tile& tile, int stages, int record_bytes, int experts) {
+  return moe_ring_bytes(tile, stages, record_bytes) + 16 * (stages + moe_tables(tile)) + moe_sums_bytes(tile) +
+         moe_tables(tile) * moe_table_bytes(tile) + moe_list_bytes(experts);
 }
 
 // Tokens of the indexed layout, brought into the order of their experts.

@@ -22,19 +22,25 @@ namespace humming {
 
 namespace moe_gemm_sm90 {
 
-inline constexpr int kFirstBarrier = 3;  // of the warpgroups' own
+inline constexpr int kConsumerBarrier = 1;
 
 struct Blocks {
   int experts;
   int* first_block;
   int* first_row;
   int* rows;
+  int* chunk_blocks;  // [chunks()], while the list is made
+  int* chunk_rows;
 
   __device__ Blocks(int experts, uint8_t* shared)
       : experts(experts),
         first_block(reinterpret_cast<int*>(shared)),
         first_row(first_block + experts + 1),
-        rows(first_row + experts) {}
+        rows(first_row + experts),
+        chunk_blocks(rows + experts),
+        chunk_rows(chunk_blocks + chunks()) {}
+
+  __device__ int chunks() const { return (experts + kWarpSize - 1) / kWarpSize; }
 
   __device__ int count() const { return first_block[experts]; }
 
@@ -66,36 +72,60 @@ __device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int
   }
 }
 
-// By all threads of the CTA. Threads read what experts have; then the lanes of one warp add up, 32 experts at a time.
-template <int kTokens>
-__device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread, int threads) {
-  for (int expert = thread; expert < p.experts; expert += threads) {
-    expert_rows(p, expert, blocks.first_row + expert, blocks.rows + expert);
+// What the lanes up to each one of a warp have together.
+__device__ inline void add_lanes_before(int lane, int& a, int& b) {
+#pragma unroll
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    const int more_a = __shfl_up_sync(kFullWarp, a, step), more_b = __shfl_up_sync(kFullWarp, b, step);
+    if (lane < step) continue;
+    a += more_a;
+    b += more_b;
+  }
+}
+
+// By all threads of the CTA. Warps add up over chunks of 32 experts, then one warp over the chunks.
+template <int kTokens, int kThreads>
+__device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread) {
+  const int lane = thread % kWarpSize;
+  const int chunks = blocks.chunks();
+  for (int chunk = thread / kWarpSize; chunk < chunks; chunk += kThreads / kWarpSize) {
+    const int expert = chunk * kWarpSize + lane;
+    int first = 0, count = 0;
+    if (expert < p.experts) expert_rows(p, expert, &first, &count);
+    int block_end = (count + kTokens - 1) / kTokens, row_end = count;
+    add_lanes_before(lane, block_end, row_end);
+    if (expert < p.experts) {
+      blocks.first_block[expert + 1] = block_end;
+      blocks.first_row[expert] = first < 0 ? row_end - count : first;
+      blocks.rows[expert] = count;
+    }
+    if (lane == kWarpSize - 1) {
+      blocks.chunk_blocks[chunk] = block_end;
+      blocks.chunk_rows[chunk] = row_end;
+    }
   }
   __syncthreads();
   if (thread < kWarpSize) {
-    int block = 0, row = 0;  // of the experts before
-    for (int base = 0; base < p.experts; base += kWarpSize) {
-      const int expert = base + thread;
-      const int count = expert < p.experts ? blocks.rows[expert] : 0;
-      int block_end = (count + kTokens - 1) / kTokens, row_end = count;
-#pragma unroll
-      for (int step = 1; step < kWarpSize; step *= 2) {
-        const int before_blocks = __shfl_up_sync(kFullWarp, block_end, step);
-        const int before_rows = __shfl_up_sync(kFullWarp, row_end, step);
-        if (thread >= step) {
-          block_end += before_blocks;
-          row_end += before_rows;
-        }
-      }
-      if (expert < p.experts) {
-        blocks.first_block[expert + 1] = block + block_end;
-        if (blocks.first_row[expert] < 0) blocks.first_row[expert] = row + row_end - count;
+    int block = 0, row = 0;  // of the chunks before
+    for (int base = 0; base < chunks; base += kWarpSize) {
+      const int chunk = base + lane;
+      const int mine[2] = {chunk < chunks ? blocks.chunk_blocks[chunk] : 0,
+                           chunk < chunks ? blocks.chunk_rows[chunk] : 0};
+      int block_end = mine[0], row_end = mine[1];
+      add_lanes_before(lane, block_end, row_end);
+      if (chunk < chunks) {
+        blocks.chunk_blocks[chunk] = block + block_end - mine[0];
+        blocks.chunk_rows[chunk] = row + row_end - mine[1];
       }
       block += __shfl_sync(kFullWarp, block_end, kWarpSize - 1);
       row += __shfl_sync(kFullWarp, row_end, kWarpSize - 1);
     }
     if (thread == 0) blocks.first_block[0] = 0;
+  }
+  __syncthreads();
+  for (int expert = thread; expert < p.experts; expert += kThreads) {
+    blocks.first_block[expert + 1] += blocks.chunk_blocks[expert / kWarpSize];
+    if (p.layout == MoeLayout::indexed) blocks.first_row[expert] += blocks.chunk_rows[expert / kWarpSize];
   }
   __syncthreads();
 }
@@ -119,6 +149,32 @@ struct Tile {
   }
 };
 
+// The tables of the next tiles in shared memory, and a place among them, through which both sides step. Barriers of a
+// table: full (two arrivals of every lane of the warp that fetches it), empty (one of every consumer warp).
+template <class Table, int kTables>
+struct Tables {
+  Table* tables;
+  uint32_t barriers;
+  int index = 0;
+  uint32_t phase = 0;
+
+  __device__ Table& table() const { return tables[index]; }
+  __device__ uint32_t full() const { return barriers + 16 * index; }
+  __device__ uint32_t empty() const { return barriers + 16 * index + 8; }
+  __device__ void next() {
+    if (++index == kTables) {
+      index = 0;
+      phase ^= 1;
+    }
+  }
+  __device__ void init(int consumer_warps) const {
+    for (int i = 0; i < kTables; ++i) {
+      ptx::mbarrier_init(barriers + 16 * i, 2 * kWarpSize);
+      ptx::mbarrier_init(barriers + 16 * i + 8, consumer_warps);
+    }
+  }
+};
+
 template <class Config>
 __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
                              Config::kCtas) void moe_gemm_sm90_kernel(const __grid_constant__ CUtensorMap map,
@@ -127,29 +183,36 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
   using Producer = typename Gemm::Producer;
   using Consumers = typename Gemm::Consumers;
   using Tile = moe_gemm_sm90::Tile<Gemm>;
-  using Part = MoeTile<Gemm::tile().tokens>;
   constexpr Sm90Tile kTile = Gemm::tile();
+  using Table = MoeTile<kTile.tokens, kTile.rows()>;
   constexpr float kUnit = power_of_two(Consumers::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
-  static_assert(!kTile.reduces(), "tiles of a persistent kernel do not split K");
+  static_assert(kTile.cluster_k == 1 && sizeof(Table) == moe_table_bytes(kTile));
 
   extern __shared__ __align__(1024) uint8_t shared[];
   const Sm90MainloopParams& m = p.mainloop;
-  uint8_t* epilogue = sm90_kernel::epilogue_place<Gemm>(m, shared);
-  typename Gemm::Ring ring = sm90_kernel::ring_of<Gemm>(m, shared);
-  auto* parts = reinterpret_cast<Part*>(epilogue + kTile.epilogue_bytes() + 16 * m.stages);
-  const Blocks blocks(p.rows.experts, reinterpret_cast<uint8_t*>(parts + kConsumers));
+  uint8_t* barriers = shared + moe_ring_bytes(kTile, m.stages, m.record_bytes);
+  uint8_t* table_barriers = barriers + 16 * m.stages;
+  uint8_t* sums = table_barriers + 16 * moe_tables(kTile);
+  typename Gemm::Ring ring = sm90_kernel::ring_of<Gemm>(m, shared, barriers);
+  Tables<Table, moe_tables(kTile)> tables{reinterpret_cast<Table*>(sums + moe_sums_bytes(kTile)),
+                                          ptx::shared_address(table_barriers)};
+  const Blocks blocks(p.rows.experts, reinterpret_cast<uint8_t*>(tables.tables + moe_tables(kTile)));
 
   const int thread = ptx::thread_index();
   const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
   const int lane = thread % 32;
   const int group = warp / 4;
-  if (warp == 4 * kConsumers) sm90_kernel::init_ring<Gemm>(ring, &map, 2);
+  if (warp == 4 * kConsumers) {
+    if (ptx::elect_one()) tables.init(4 * kConsumers);
+    sm90_kernel::init_ring<Gemm>(ring, &map, 2);
+  }
   if (m.dependent_launch) ptx::wait_for_dependencies();
-  list_blocks<kTile.tokens>(p.rows, blocks, thread, moe_threads(kTile));
+  list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
-  const int num_tiles = blocks.count() * row_tiles;
+  // The same for all threads, which the compiler is to know: what the ring and its descriptors need is then uniform.
+  const int num_tiles = __shfl_sync(kFullWarp, blocks.count() * row_tiles, 0);
   const int first_tile = blockIdx.x;
   const int step = gridDim.x;
 
@@ -157,13 +220,19 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
     if constexpr (kTile.moves_registers()) {
       ptx::set_max_registers_down<sm90_kernel::registers_of(kConsumers).producer>();
     }
-    // One warp brings weights, one tokens, and one the tokens' scales where they have groups.
+    // One warp brings weights, one tokens and tables, and one the tokens' scales where they have groups.
     const int role = warp - 4 * kConsumers;
     if (role < 2) {
       // The same lane is elected every time: it has the ring.
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
         const Tile next(p, blocks, tile, row_tiles, lane);
+        if (role == 1) {
+          ptx::mbarrier_wait(tables.empty(), tables.phase ^ 1);
+          tables.table().fetch(p.epilogue, next.expert, next.work.token, next.work.tokens,
+                               next.work.row_tile * kTile.rows(), lane, tables.full());
+          tables.next();
+        }
         if (ptx::elect_one()) {
           if (role == 0)
             Producer::template produce<true, false>(m, &map, ring, next.work, 0);
@@ -187,23 +256,36 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
     typename Consumers::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
-    Part& part = parts[group];
-    const int mine = thread % 128;
+    typename Gemm::Work work{};  // the product is the same for every tile
+    work.k_end = m.num_k_tiles;
 #pragma unroll 1
-    for (int tile = first_tile; tile < num_tiles; tile += step) {
-      const Tile now(p, blocks, tile, row_tiles, lane);
-      const int first_row = now.work.row_tile * kTile.rows() + 64 * group;
-      const EpilogueParams dense = p.epilogue.of_expert(now.expert);
-      const ChannelEpilogue row{dense, dense.channel_of(first_row + mine % 64), kUnit};
-      part.fetch(p.epilogue, now.work.token, now.work.tokens, first_row, mine);
-      Consumers::consume(m, ring, now.work, group, consumer);
-      int here = mine;
+    for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
+      Consumers::consume(m, ring, work, group, consumer);
+
+      int here = thread;
       ptx::forget(here);  // else what follows from the thread stays in registers of the main loop
-      part.finish(row, here);
-      ptx::named_barrier_sync<128>(kFirstBarrier + group);
-      store_moe_sums(p.epilogue, part, Consumers::sums(consumer, 0), consumer.warp, here % 32,
-                     epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
-      ptx::named_barrier_sync<128>(kFirstBarrier + group);  // before the next tile's comes
+      float* mine = reinterpret_cast<float*>(sums);
+      const int row = 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer);
+      if constexpr (kTile.reduces()) {
+        constexpr int kThreads = 128 * kConsumers, kPitch = kTile.rows() + Sm90Tile::kReductionPad;
+        const int share = group / kTile.row_groups * kTile.stage_shares() + Consumers::stage_share(consumer);
+        ptx::named_barrier_sync<kConsumerBarrier, kThreads>();  // the sums of the tile before have been read
+#pragma unroll
+        for (int patch = 0; patch < Gemm::kPatches; ++patch) {
+          store_partial<kTile.tokens>(Consumers::sums(consumer, patch), mine + share * kTile.tokens * kPitch, kPitch,
+                                      row + 16 * patch, here % 32);
+        }
+        ptx::named_barrier_sync<kConsumerBarrier, kThreads>();
+        ptx::mbarrier_wait(tables.full(), tables.phase);
+        store_slice<kTile.shares(), kTile.rows(), kTile.tokens>(p.epilogue, tables.table(), mine, kUnit, 0, 0,
+                                                                tables.table().count, here, kThreads);
+      } else {
+        ptx::mbarrier_wait(tables.full(), tables.phase);
+        store_moe_sums<kTile.tokens>(p.epilogue, tables.table(), Consumers::sums(consumer, 0), kUnit, row,
+                                     mine + warp * (moe_sums_bytes(kTile) / (16 * kConsumers)), here % 32);
+      }
+      __syncwarp();
+      if (here % 32 == 0) ptx::mbarrier_arrive(tables.empty());
     }
   }
 }
@@ -213,8 +295,7 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
 template <class Config>
 void launch_moe_gemm_sm90(const MoeGemmSm90Params& p, cudaStream_t stream) {
   constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
-  const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows) +
-                           moe_table_bytes(kTile, p.rows.experts);
+  const int shared_bytes = moe_shared_bytes(kTile, p.mainloop.stages, p.mainloop.record_bytes, p.rows.experts);
   sm90_kernel::launch<Sm90Gemm<Config>>(&moe_gemm_sm90::moe_gemm_sm90_kernel<Config>, p, moe_threads(kTile),
                                         shared_bytes, stream);
 }

@@ -1,7 +1,4 @@
-// What Hopper's GEMM kernels share around the main loop: registers, the parts of shared memory, barriers, the launch.
-//
-//   shared   ring of stages (mainloop/sm90_stage.cuh), or the partial sums of a split K | what the epilogue keeps |
-//            barriers | what the kernel adds
+// What Hopper's GEMM kernels share around the main loop: registers, the ring's place, barriers, the launch.
 #pragma once
 
 #include <cuda.h>
@@ -19,21 +16,16 @@ struct Registers {
   int producer, consumer;
 };
 constexpr Registers registers_of(int consumer_groups) {
-  return consumer_groups == 2 ? Registers{40, 232} : consumer_groups == 3 ? Registers{32, 160} : Registers{32, 120};
+  return consumer_groups == 2 ? Registers{40, 232} : consumer_groups == 3 ? Registers{32, 160} : Registers{32, 112};
 }
 
+// The ring at the beginning of shared memory, its barriers elsewhere.
 template <class Gemm>
-__device__ uint8_t* epilogue_place(const Sm90MainloopParams& m, uint8_t* shared) {
-  constexpr Sm90Tile kTile = Gemm::tile();
-  return shared + max(m.stages * kTile.stage_bytes(m.record_bytes, Gemm::token_rows(m)), kTile.reduction_bytes());
-}
-
-template <class Gemm>
-__device__ typename Gemm::Ring ring_of(const Sm90MainloopParams& m, uint8_t* shared) {
+__device__ typename Gemm::Ring ring_of(const Sm90MainloopParams& m, uint8_t* shared, const uint8_t* barriers) {
   constexpr Sm90Tile kTile = Gemm::tile();
   uint8_t* weights = shared + m.stages * kTile.token_stage_bytes(Gemm::token_rows(m));
   uint8_t* scales = weights + m.stages * kTile.weight_stage_bytes(m.record_bytes);
-  return {m, shared, weights, scales, ptx::shared_address(epilogue_place<Gemm>(m, shared) + kTile.epilogue_bytes())};
+  return {m, shared, weights, scales, ptx::shared_address(barriers)};
 }
 
 // By one warp; the others meet it at a barrier before they use the ring.

@@ -10,6 +10,13 @@
 
 #include "core/macros.h"
 
+namespace humming {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr unsigned kFullWarp = 0xFFFFFFFF;
+
+}  // namespace humming
+
 namespace humming::ptx {
 
 #define HUMMING_DEVICE __device__ __forceinline__

@@ -181,9 +181,9 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
     TokenSums token_sums = {};
     const int share = stage_share(c);
     ring.next(group);
+    int k = work.k_begin + group * tile().stage_tiles();
 #pragma unroll 1
-    for (int k = work.k_begin + group * tile().stage_tiles(); k < work.k_end;
-         k += tile().split_k * tile().stage_tiles(), ring.next(tile().split_k)) {
+    for (; k < work.k_end; k += tile().split_k * tile().stage_tiles(), ring.next(tile().split_k)) {
       ptx::mbarrier_wait(ring.full(), ring.phase);
       if (k + share < work.k_end) {
         const uint8_t* record = ring.stage_weights() + share * p.record_bytes;
@@ -193,6 +193,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
       }
       ptx::mbarrier_arrive(ring.empty());
     }
+    Base::end_of_work(ring, work, k);
     if constexpr (kCentred && !kAccumulatorScale) {
 #pragma unroll
       for (int patch = 0; patch < kPatches; ++patch) {

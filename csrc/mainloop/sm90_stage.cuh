@@ -78,7 +78,21 @@ struct Sm90Stage {
         phase ^= 1;
       }
     }
+    __device__ void back(int steps) {  // fewer than `stages`
+      stage -= steps;
+      if (stage < 0) {
+        stage += p.stages;
+        phase ^= 1;
+      }
+    }
   };
+
+  // After a warpgroup's turns, which ended at column `k`: to the first stage of the next work item.
+  __device__ static void end_of_work(Ring& ring, const Work& work, int k) {
+    const int end = work.k_begin + (work.k_end - work.k_begin + tile().stage_tiles() - 1) / tile().stage_tiles() *
+                                       tile().stage_tiles();
+    if constexpr (tile().split_k > 1) ring.back((k - end) / tile().stage_tiles());
+  }
 
   // At a full barrier, besides the bytes: those who bring weights and tokens, and all lanes of the warp of scales.
   static constexpr int full_arrivals(int producers) { return producers + (Config::kTokenGroups ? 32 : 0); }

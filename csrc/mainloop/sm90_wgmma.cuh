@@ -111,8 +111,9 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     const int row_group = group % tile().row_groups;
     const int turn = group / tile().row_groups;
     ring.next(turn);
+    int k = work.k_begin + turn * tile().k_tiles;
 #pragma unroll 1
-    for (int k = work.k_begin + turn * tile().k_tiles; k < work.k_end; k += tile().split_k * tile().k_tiles) {
+    for (; k < work.k_end; k += tile().split_k * tile().k_tiles) {
       ptx::mbarrier_wait(ring.full(), ring.phase);
       const uint8_t* records = ring.stage_weights() + row_group * tile().k_tiles * ring.p.record_bytes;
       if (tile().k_tiles == 1 || k + tile().k_tiles <= work.k_end) {
@@ -125,6 +126,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
       release_stage(ring.empty());
       ring.next(tile().split_k);
     }
+    Base::end_of_work(ring, work, k);
   }
 
   __device__ static void consume(const Sm90MainloopParams& p, Ring& ring, const Work& work, int group, Consumer& c) {

@@ -10,6 +10,15 @@ namespace {
 
 using namespace select_sm90;
 
+constexpr int kMaxScalarTokens = 64;  // larger tiles store aligned 16-bit vectors only (epilogue/sm90_store.cuh)
+
+int stages_for(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
+  const Sm90Tile tile = tile_of(c);
+  const int record_bytes = RecordGeometry(p.desc, 2).bytes;
+  return stages_of(c, device,
+                   [&](int stages) { return tile.shared_bytes(stages, record_bytes, tile.token_rows(p.rows)); });
+}
+
 struct Grid {
   int64_t clusters;  // tiles of the problem
   int num_ctas;      // launched
@@ -45,8 +54,9 @@ const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, co
   if (!is_for(instance, p.desc)) return "is for another format or operand";
   if (p.desc.experts != 0) return "is for dense weights";
   if (const char* reason = mismatch(instance.columns, p)) return reason;
+  if (instance.columns.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
   if (std::max(p.rows, p.desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
-  if (stages_of(instance.columns, p, p.rows, 0, device) < 2) return "does not fit into shared memory";
+  if (stages_for(instance.columns, p, device) < 2) return "does not fit into shared memory";
   return nullptr;
 }
 
@@ -75,7 +85,7 @@ GemmSm90Choice choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device, T
 GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   const GemmSm90Columns& c = instance.columns;
   GemmSm90Params params{};
-  params.mainloop = mainloop_params(c, p, p.rows, stages_of(c, p, p.rows, 0, device));
+  params.mainloop = mainloop_params(c, p, p.rows, stages_for(c, p, device));
   params.epilogue = epilogue_params(c, p);
   params.x = p.x;
   params.x_row_bytes = p.x_row_bytes;

@@ -30,7 +30,6 @@ namespace select_sm90 {
 
 inline constexpr int kMaxStages = 16;
 inline constexpr int kReservedShared = 1024;  // what the system takes of a block's share of an SM
-inline constexpr int kMaxScalarTokens = 64;  // larger tiles store aligned 16-bit vectors only (epilogue/sm90_store.cuh)
 
 template <class Columns>
 Sm90Tile tile_of(const Columns& c) {
@@ -78,20 +77,17 @@ const char* mismatch(const Columns& c, const GemmParams& p) {
   if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
     return "needs rows of x that begin at multiples of 16 bytes";
   }
-  if (c.tokens > kMaxScalarTokens && !stores_vectors(p)) return "stores aligned 16-bit rows only";
   return nullptr;
 }
 
-// Stages that fit into a CTA's share of an SM beside `more` bytes; below 2 nothing overlaps. As many for each warpgroup
-// of a split: one that waited for a stage after another's turn there could take the turn before for its own, of the
-// same parity, because copies may end in another order than they began. `rows`: tokens, as far as tiles may know.
-template <class Columns>
-int stages_of(const Columns& c, const GemmParams& p, int64_t rows, int more, const DeviceInfo& device) {
-  const int limit = std::min(device.shared_per_block, device.shared_per_sm / c.ctas - kReservedShared) - more;
-  const Sm90Tile tile = tile_of(c);
-  const int record_bytes = RecordGeometry(p.desc, 2).bytes;
+// Stages that fit into a CTA's share of an SM, where `shared_bytes` says what a number of them takes; below 2 nothing
+// overlaps. As many for each warpgroup of a split: one that waited for a stage after another's turn there could take
+// the turn before for its own, of the same parity, because copies may end in another order than they began.
+template <class Columns, class SharedBytes>
+int stages_of(const Columns& c, const DeviceInfo& device, SharedBytes shared_bytes) {
+  const int limit = std::min(device.shared_per_block, device.shared_per_sm / c.ctas - kReservedShared);
   int stages = 0;
-  while (stages < kMaxStages && tile.shared_bytes(stages + 1, record_bytes, tile.token_rows(rows)) <= limit) ++stages;
+  while (stages < kMaxStages && shared_bytes(stages + 1) <= limit) ++stages;
   return stages - stages % c.split_k;
 }
 
