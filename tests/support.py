@@ -13,7 +13,7 @@ from oracle.matmul import scaled_rows
 from oracle.rounding import ROUND, e8m0_value, encode_e4m3, encode_e5m2, pack_int4, round_to_float
 from oracle.weights import decode, dequantise, pack_bitstream, source_rows
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 OPERANDS = {"bf16": 1, "fp16": 2, "e4m3": 3, "s8": 4, "s4": 5}
 SCALE_TYPES = {"none": 0, "fp32": 1, "bf16": 2, "fp16": 3, "e8m0": 4, "e4m3": 5}
 ZERO_KINDS = {"none": 0, "integer": 1, "floating": 2}

@@ -14,7 +14,7 @@
 namespace humming {
 
 // Version of the packed layout (word_codec.h, record.h). Any change of a byte's meaning needs a new number.
-inline constexpr int64_t kLayoutVersion = 3;
+inline constexpr int64_t kLayoutVersion = 4;
 
 inline constexpr int kStripRows = 64;  // packed rows of a record
 inline constexpr int kTileK = 128;     // columns of a full record; the tail record may have half of them

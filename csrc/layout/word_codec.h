@@ -30,13 +30,15 @@
 //   p = 4, k32   |31..28|27..24|23..20|19..16|15..12|11..8 | 7..4 | 3..0 |
 //                  n,v=3  n+1    n,v=2  n+1    n,v=1  n+1    n,v=0  n+1
 //
-// e2m1 alone differs, because moving sign, exponent and mantissa apart is dearer than placing them apart once:
-//   k16: turned left by 0, 6, 10 (across the whole word), the register i = 0, 1, 2 of a word has its signs at bits 15
-//   and
+// Floats of 4 and 6 bits differ: to move sign, exponent and mantissa apart is dearer than to place them so once. e2m1:
+//   k16: turned left by 0, 6, 10 (across the whole word), register i = 0, 1, 2 of a word has its signs at bits 15 and
 //        its magnitudes (e e m) at bits 8..6 of the half words: a bf16 whose exponent field is e e. Of i = 3, sign and
 //        e e do so turned by 4, and m turned by 28.
 //   k32: magnitudes are the low three bits of nibble 4 * slot + v, PRMT's selectors; the sign of slot 0 is bit 8v + 7,
 //        that of slot 1 bit 8v + 3.
+// e2m3 and e3m2, k16 and k32: the four words of the plane p = 4 have the low bits of the codes, the two others the sign
+// and the bit below it, as far apart as a bf16 or an e4m3 wants them: one turn of a word brings both into place for all
+// values of a register. turn_of() says where they lie.
 #pragma once
 
 #include <cstdint>
@@ -54,10 +56,15 @@ HUMMING_HD constexpr Order order_of(Operand operand) {
 }
 
 // How the codes of a format are placed in words.
-enum class Codec { plain, e2m1 };
+enum class Codec { plain, e2m1, e2m3, e3m2 };
 
 HUMMING_HD constexpr Codec codec_of(const FormatTraits& format) {
-  return format.id == static_cast<int>(Format::e2m1) ? Codec::e2m1 : Codec::plain;
+  switch (static_cast<Format>(format.id)) {
+    case Format::e2m1: return Codec::e2m1;
+    case Format::e2m3: return Codec::e2m3;
+    case Format::e3m2: return Codec::e3m2;
+    default: return Codec::plain;
+  }
 }
 
 inline constexpr int kLanes = 32;
@@ -107,8 +114,8 @@ struct Field {
   int word, bit, width;
 };
 
-// A code as its fields, most significant first: the whole code, a field per plane or per bit; of e2m1 sign, exponent
-// and mantissa.
+// A code as its fields, most significant first: the whole code, a field per plane or per bit; of floats that are placed
+// apart, their parts.
 struct CodeFields {
   Field field[8];
   int count;
@@ -136,6 +143,25 @@ HUMMING_HD constexpr Slot slot_of(Order order, int bits, int n) {
   return left_over < 0 ? Slot{above, bits * windowed} : Slot{-1, bits * slots + left_over};
 }
 
+// Of e2m3 and e3m2, in the operand: how far the sign lies above the bit below it.
+HUMMING_HD constexpr int sign_distance(Codec codec, Order order) {
+  const int mantissa = codec == Codec::e2m3 ? 3 : 2;
+  return order == Order::k16 ? 15 - (7 - mantissa + 4) : 7 - (3 - mantissa + 4);
+}
+
+// Where two bits of a unit lie, the upper `distance` above the lower, so that unit / 2 such pairs fill all units of a
+// word, whose ends meet: the lower bit of pair `index`. Steps of `distance` run through the unit in cycles of even
+// length; every other step is a lower bit.
+HUMMING_HD constexpr int turn_of(int unit, int distance, int index) {
+  bool taken[16] = {};
+  for (int first = 0;; ++first) {
+    for (int at = first; !taken[at]; at = (at + 2 * distance) % unit) {
+      if (index-- == 0) return at;
+      taken[at] = taken[(at + distance) % unit] = true;
+    }
+  }
+}
+
 // Fields of value v of register n: the one definition of the placement drawn above.
 HUMMING_HD constexpr CodeFields code_fields(Codec codec, Order order, int bits, int n, int v) {
   const int unit = 32 / values_per_register(order);
@@ -151,6 +177,12 @@ HUMMING_HD constexpr CodeFields code_fields(Codec codec, Order order, int bits, 
   if (codec == Codec::e2m1) {
     const int word = n / 2, slot = n % 2, nibble = 4 * (4 * slot + v);
     return {{{word, 8 * v + (slot ? 3 : 7), 1}, {word, nibble + 1, 2}, {word, nibble, 1}}, 3};
+  }
+  if (codec == Codec::e2m3 || codec == Codec::e3m2) {
+    const Slot low = slot_of(order, 4, n);
+    const int distance = sign_distance(codec, order);
+    const int word = 4 + n / (unit / 2), at = unit * v + turn_of(unit, distance, n % (unit / 2));
+    return {{{word, (at + distance) % 32, 1}, {word, at, 1}, {low.word, unit * v + low.bit, 4}}, 3};
   }
   CodeFields fields{};
   if (lie_whole(order, bits)) {

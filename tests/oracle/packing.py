@@ -22,6 +22,11 @@ WHOLE = {
     *((bits, 8) for bits in (1, 2, 3, 4)),
 }
 PLANE_WIDTHS = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [8]}
+# By values per register: how far the sign lies above the next bit, and where that bit lies for each register of a word.
+SIX_BIT_FLOATS = {
+    "e2m3": {2: (7, [0, 14, 12, 10, 8, 6, 4, 2]), 4: (3, [0, 6, 4, 2])},
+    "e3m2": {2: (6, [0, 12, 8, 4, 1, 13, 9, 5]), 4: (2, [0, 4, 1, 5])},
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ def lane_bits(name: str, operand: str, n, v, b):
     if name == "e2m1":  # magnitudes are nibbles; the signs fill the nibbles' top bits
         slot = n % 2
         return 32 * (n // 2) + np.where(b == 3, 8 * v + 7 - 4 * slot, 4 * (4 * slot + v) + b)
+    if name in SIX_BIT_FLOATS and values < 8:  # low bits in nibbles; the sign and its neighbour turned
+        distance, lower = SIX_BIT_FLOATS[name][values]
+        word, bit = whole_slot(4, values, n)
+        pairs = unit // 2
+        upper = unit * v + np.array(lower)[n % pairs] + np.where(b == 5, distance, 0)
+        return np.where(b < 4, 32 * word + unit * v + bit + b, 32 * (4 + n // pairs) + upper % 32)
     if (bits, values) in WHOLE:  # in slots; one bit of every word for registers that are left over
         word, bit = whole_slot(bits, values, n)
         return np.where(word < bits, 32 * word + unit * v + bit + b, 32 * (bits - 1 - b) + unit * v + bit)
