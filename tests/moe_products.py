@@ -24,6 +24,7 @@ BLOCKS = (1, 8, 16, 32, 64, 128)  # rows that sorted_token_ids are padded to
 PAIRS = [
     *(("int4", operand, "bf16", 128, "none") for operand in ("bf16", "fp16", "e4m3")),
     ("uint4", "bf16", "fp16", 64, "integer"),
+    ("uint4", "bf16", "fp16", 32, "floating"),
     *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "e4m3")),
     *(("int4", operand, "none", 0, "none") for operand in ("e4m3", "s8")),
     *(("e4m3", operand, "none", 0, "none") for operand in ("bf16", "e4m3")),
@@ -39,9 +40,10 @@ TOKEN_GROUP_PAIRS = [pair for pair in PAIRS if pair[1] in ("e4m3", "s8")]
 class Routing:
     """Which expert each of tokens x top_k pairs goes to.
 
-    kind: balanced; skewed (the r-th expert's share falls as r^-1.2); one (all pairs to one expert); gaps (even experts
-    get nothing); mapped (skewed over twice as many experts, of which every other is another device's, and one slot in
-    eight is empty); nobody (all slots are empty). Tokens from `used` on have empty slots only.
+    kind: balanced; skewed (the r-th expert's share falls as r^-1.2); one (all pairs to one expert); stairs (expert e
+    gets e of experts * (experts - 1) / 2 pairs); gaps (even experts get nothing); mapped (skewed over twice as many
+    experts, of which every other is another device's, and one slot in eight is empty); nobody (all slots are empty).
+    Tokens from `used` on have empty slots only.
     """
 
     kind: str
@@ -71,6 +73,8 @@ class Routing:
             ids.fill_(everywhere // 2)
         elif self.kind == "nobody":
             ids.fill_(-1)
+        elif self.kind == "stairs":
+            ids = torch.arange(everywhere).repeat_interleave(torch.arange(everywhere)).view(shape)
         elif self.kind != "balanced":
             share = (torch.arange(everywhere) + 1.0) ** -1.2
             if self.kind == "gaps":
@@ -409,7 +413,7 @@ def lay_out(
 
     x_scale, weights = mixture.x_scale, mixture.topk_weights
     if x_scale is not None:
-        x_scale = spread(x_scale, num_x_rows, x_row, token).view(*shape, -1)
+        x_scale = spread(x_scale, num_x_rows, x_row, token).view(*shape, *x_scale.shape[1:])
     return Problem(
         mixture,
         layout,

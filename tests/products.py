@@ -26,12 +26,12 @@ PAIRS = [
     *(("int4", "bf16", scale, 32, "none") for scale in ("bf16", "fp16")),
     *(("uint4", operand, "fp16", group, "integer") for operand in ("bf16", "fp16") for group in (32, 64, 128)),
     ("uint4", "bf16", "fp16", 32, "floating"),
-    *((name, "bf16", "bf16", 128, "none") for name in ("int2", "int3", "int8")),
+    *((name, "bf16", "bf16", 128, "none") for name in ("int1", "int2", "int3", "int8")),
     *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "fp16", "e4m3")),
     ("e2m1", "bf16", "e4m3", 16, "none"),
     *((name, operand, "none", 0, "none") for name in ("e4m3", "e3m2", "int8") for operand in ("bf16", "fp16")),
     *((name, "e4m3", "none", 0, "none") for name in ("int2", "int3", "int4", "e2m1", "e3m2", "e4m3")),
-    *((name, "s8", "none", 0, "none") for name in ("int2", "int3", "int4", "int8")),
+    *((name, "s8", "none", 0, "none") for name in ("int1", "int2", "int3", "int4", "int8")),
     *(("uint4", operand, "none", 0, "integer") for operand in ("e4m3", "s8")),
 ]
 

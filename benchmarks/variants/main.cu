@@ -3,8 +3,7 @@
 //   variants N K TOKENS[,TOKENS...] [experts=E] [top_k=T] [early=STAGES] [l2]
 //
 //   experts the MoE instances, with so many experts of N x K, instead of the dense ones. Tokens go to top_k random
-//   experts
-//           each and lie sorted by expert; eight routings take turns
+//           experts each and lie sorted by expert; eight routings take turns
 //   early   stages of weights to ask for before the grid ahead has ended, instead of selection's
 //   l2      the same weights in every launch: what the kernel takes when memory does not bound it
 //

@@ -16,16 +16,18 @@ namespace humming {
 
 // What the tokens and rows of a tile have, in shared memory.
 template <int kTokens, int kRows>
-struct MoeTile {
+struct alignas(16) MoeTile {
+  int32_t x_row[kTokens];
   int32_t out_row[kTokens];
   float token_scale[kTokens];
   float weight[kTokens];  // of the results
   float row_scale[kRows], row_bias[kRows];
   int first_row, count;  // packed row, tokens
 
-  // By a warp: asks for all of it. first: row of x. Two arrivals of every lane at `barrier` say that it is here.
-  __device__ void fetch(const MoeEpilogueParams& p, int expert, int first, int tokens, int row, int lane,
-                        uint32_t barrier) {
+  // By a warp: asks for all of it. first: row of x, or of x_rows. Two arrivals of every lane at `barrier` say that it
+  // is here.
+  __device__ void fetch(const MoeEpilogueParams& p, const int32_t* x_rows, int expert, int first, int tokens, int row,
+                        int lane, uint32_t barrier) {
     const auto copy_or = [](auto* to, const auto* from, int64_t at, bool exists, auto otherwise) {
       if (from != nullptr)
         ptx::async_copy_4(ptx::shared_address(to), from + (exists ? at : 0), exists ? 4 : 0);
@@ -35,6 +37,7 @@ struct MoeTile {
 #pragma unroll 1
     for (int i = lane; i < kTokens; i += kWarpSize) {
       const int64_t at = first + i;
+      copy_or(x_row + i, x_rows, at, i < tokens, first + i);
       copy_or(out_row + i, p.out_rows, at, i < tokens, first + i);
       copy_or(token_scale + i, p.dense.x_scale, at * p.dense.x_scale_stride, i < tokens, 1.0f);
       copy_or(weight + i, p.row_weights, at, i < tokens, 1.0f);
@@ -55,81 +58,165 @@ struct MoeTile {
   }
 };
 
-// The sum over shares of four neighbouring rows, in one order for every run; then scales and bias. row: of the tile.
-template <int kShares, class Tile>
-__device__ void finished_rows(const Tile& tile, const float* sums, int plane, float unit, int row, float token_scale,
-                              float (&values)[4]) {
-  float4 part[kShares];
+template <Activation kActivation>
+__device__ void activate_octet(const ActivationArgs& args, float (&values)[8]) {
 #pragma unroll
-  for (int i = 0; i < kShares; ++i) part[i] = *reinterpret_cast<const float4*>(sums + i * plane);
-  values[0] = part[0].x, values[1] = part[0].y, values[2] = part[0].z, values[3] = part[0].w;
-#pragma unroll
-  for (int i = 1; i < kShares; ++i) {
-    values[0] += part[i].x, values[1] += part[i].y, values[2] += part[i].z, values[3] += part[i].w;
+  for (int i = 0; i < (is_gated(kActivation) ? 4 : 8); ++i) {
+    values[i] = activate<kActivation>(args, values[i], values[(i + 4) % 8]);
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    values[i] = ChannelEpilogue{unit * tile.row_scale[row + i], tile.row_bias[row + i]}(values[i], token_scale);
+}
+// With gated activations the first four values are gates, which become the results, the others theirs.
+__device__ inline void activate_octet(Activation activation, const ActivationArgs& args, float (&values)[8]) {
+  switch (activation) {
+    case Activation::none: return;
+    case Activation::swiglu: return activate_octet<Activation::swiglu>(args, values);
+    case Activation::gelu: return activate_octet<Activation::gelu>(args, values);
+    case Activation::gelu_tanh: return activate_octet<Activation::gelu_tanh>(args, values);
+    case Activation::relu2: return activate_octet<Activation::relu2>(args, values);
+    case Activation::silu_no_mul: return activate_octet<Activation::silu_no_mul>(args, values);
+    case Activation::gelu_no_mul: return activate_octet<Activation::gelu_no_mul>(args, values);
+    case Activation::gelu_tanh_no_mul: return activate_octet<Activation::gelu_tanh_no_mul>(args, values);
+    case Activation::relu2_no_mul: return activate_octet<Activation::relu2_no_mul>(args, values);
   }
 }
 
-// Stores `count` tokens from the tile's `first` on, whose sums of kRows rows from `row` on lie in shared memory. By
-// `threads` threads; one has four neighbouring rows of a token, and with gated activations the other four that belong
-// to them. unit: the power of two that the dequantiser left.
-template <int kShares, int kRows, int kSlice, class Tile>
-__device__ void store_slice(const MoeEpilogueParams& p, const Tile& tile, const float* sums, float unit, int row,
-                            int first, int count, int thread, int threads) {
-  constexpr int kPitch = kRows + Sm90Tile::kReductionPad;
-  constexpr int kPlane = kSlice * kPitch;
-  const bool gated = is_gated(p.activation);
-  static_assert((kRows & (kRows - 1)) == 0);
-  const int quads = gated ? kRows / 8 : kRows / 4;
-  const int quad_bits = 31 - __clz(quads);
-#pragma unroll 1
-  for (int i = thread; i < count * quads; i += threads) {
-    const int token = i >> quad_bits, quad = i & (quads - 1);
-    const int at = gated ? quad / 2 * 16 + quad % 2 * 4 : quad * 4;
-    const float token_scale = tile.token_scale[first + token], weight = tile.weight[first + token];
-    const float* from = sums + token * kPitch + at;
-    float value[4], up[4] = {};
-    finished_rows<kShares>(tile, from, kPlane, unit, row + at, token_scale, value);
-    if (gated) finished_rows<kShares>(tile, from + 8, kPlane, unit, row + at + 8, token_scale, up);
-    if (p.activation != Activation::none) {
+// Eight rows that a thread has of every token: two quads of neighbours, side by side, or, with gated activations, gates
+// and what belongs to them.
+struct RowOctet {
+  int first;    // row of the tile from which on sums are there
+  int quad[2];  // where the quads begin among these
+  int channel;  // of the first, -1: padding
+
+  // octet: of the rows from `first` on.
+  template <class Tile>
+  __device__ RowOctet(const MoeEpilogueParams& p, const Tile& tile, int first, int octet) : first(first) {
+    const bool gated = is_gated(p.activation);
+    quad[0] = gated ? octet / 2 * 16 + octet % 2 * 4 : octet * 8;
+    quad[1] = quad[0] + (gated ? 8 : 4);
+    channel = p.dense.channel_of(tile.first_row + first + quad[0]);
+  }
+
+  // The sums of one token: of all shares, added in one order for every run; then scales, bias, activation and weight.
+  // unit: the power of two that the dequantiser left.
+  template <int kShares, class Tile>
+  __device__ void store(const MoeEpilogueParams& p, const Tile& tile, const float* sums, int plane, float unit,
+                        int token) const {
+    float4 part[2][kShares];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) value[j] = activate(p.activation, p.activation_args, value[j], up[j]);
+    for (int i = 0; i < kShares; ++i) {
+      part[0][i] = *reinterpret_cast<const float4*>(sums + i * plane + quad[0]);
+      part[1][i] = *reinterpret_cast<const float4*>(sums + i * plane + quad[1]);
     }
-    // The rows of a quad are neighbouring channels: gate and up alternate in blocks of 8.
-    const int channel = p.dense.channel_of(tile.first_row + row + at);
-    if (channel < 0) continue;
-    const int out_row = tile.out_row[first + token];
-    if (p.dense.vector) {
-      uint16_t* to = static_cast<uint16_t*>(p.dense.out) + out_row * p.dense.out_row_stride + channel;
-      *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(p.dense.out_dtype, value[0] * weight, value[1] * weight),
-                                                 pack_pair(p.dense.out_dtype, value[2] * weight, value[3] * weight));
-    } else {
-      const int end = p.dense.gate_half == 0 || channel >= p.dense.gate_half ? p.dense.n : p.dense.gate_half;
+    float value[8];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (channel + j < end) store_value(p.dense, out_row, channel + j, value[j] * weight);
+    for (int half = 0; half < 2; ++half) {
+      float* four = value + 4 * half;
+      four[0] = part[half][0].x, four[1] = part[half][0].y, four[2] = part[half][0].z, four[3] = part[half][0].w;
+#pragma unroll
+      for (int i = 1; i < kShares; ++i) {
+        four[0] += part[half][i].x, four[1] += part[half][i].y, four[2] += part[half][i].z, four[3] += part[half][i].w;
+      }
+    }
+    const float token_scale = unit * tile.token_scale[token], weight = tile.weight[token];
+    const int out_row = tile.out_row[token];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 scale = *reinterpret_cast<const float4*>(tile.row_scale + first + quad[half]);
+      const float4 bias = *reinterpret_cast<const float4*>(tile.row_bias + first + quad[half]);
+      float* four = value + 4 * half;
+      four[0] = ChannelEpilogue{scale.x, bias.x}(four[0], token_scale);
+      four[1] = ChannelEpilogue{scale.y, bias.y}(four[1], token_scale);
+      four[2] = ChannelEpilogue{scale.z, bias.z}(four[2], token_scale);
+      four[3] = ChannelEpilogue{scale.w, bias.w}(four[3], token_scale);
+    }
+    activate_octet(p.activation, p.activation_args, value);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) value[i] *= weight;
+    if (channel < 0) return;
+
+    const EpilogueParams& dense = p.dense;
+    const bool gated = is_gated(p.activation);
+    if (dense.vector) {
+      uint4 packed;
+      packed.x = pack_pair(dense.out_dtype, value[0], value[1]);
+      packed.y = pack_pair(dense.out_dtype, value[2], value[3]);
+      packed.z = pack_pair(dense.out_dtype, value[4], value[5]);
+      packed.w = pack_pair(dense.out_dtype, value[6], value[7]);
+      uint16_t* to = static_cast<uint16_t*>(dense.out) + out_row * dense.out_row_stride + channel;
+      if (gated)
+        *reinterpret_cast<uint2*>(to) = make_uint2(packed.x, packed.y);
+      else
+        *reinterpret_cast<uint4*>(to) = packed;
+    } else {
+      const int end = dense.gate_half == 0 || channel >= dense.gate_half ? dense.n : dense.gate_half;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (channel + i < end && !(gated && i >= 4)) store_value(dense, out_row, channel + i, value[i]);
       }
     }
   }
+};
+
+// K was split over warps, whose partial sums of all rows and tokens lie in shared memory. By `threads` threads, a
+// multiple of the octets.
+template <int kShares, int kRows, int kTokens, class Tile>
+__device__ void store_moe_partials(const MoeEpilogueParams& p, const Tile& tile, const float* sums, float unit,
+                                   int thread, int threads) {
+  constexpr int kOctets = kRows / 8, kPitch = kRows + Sm90Tile::kReductionPad;
+  const RowOctet rows(p, tile, 0, thread % kOctets);
+#pragma unroll 1
+  for (int token = thread / kOctets; token < tile.count; token += threads / kOctets) {
+    rows.store<kShares>(p, tile, sums + token * kPitch, kTokens * kPitch, unit, token);
+  }
 }
 
-// By a warp, the sums of its 16 rows from `row` on, through `shared` of its own.
+// As SumEpilogue, of a tile with experts and without activation.
+template <class Tile>
+struct MoeSumEpilogue {
+  const Tile& tile;
+  ChannelEpilogue channel[2];
+  int token;  // 2t
+
+  template <class T>
+  __device__ float operator()(const T* sums, int j, int i) const {
+    const int at = token + 8 * j + i % 2;
+    return channel[i / 2](static_cast<float>(sums[4 * j + i]), tile.token_scale[at]) * tile.weight[at];
+  }
+};
+
+// By a warp, the sums of its 16 rows from `row` on, through `shared` of its own. Aligned 16-bit outputs without an
+// activation, as the second product of a layer has: from registers. Else a lane has one of two octets of a token.
 template <int kTokens, class Tile, class T>
 __device__ void store_moe_sums(const MoeEpilogueParams& p, const Tile& tile, const T* sums, float unit, int row,
                                float* shared, int lane) {
   constexpr int kSlice = kMoeSliceTokens < kTokens ? kMoeSliceTokens : kTokens;
+  constexpr int kPitch = 16 + Sm90Tile::kReductionPad;
+  static_assert(kPitch * sizeof(float) >= Sm90Tile::kStagingRowBytes);
+  if (p.activation == Activation::none && p.dense.vector) {
+    const int half[2] = {row + lane / 4, row + lane / 4 + 8};
+    const MoeSumEpilogue<Tile> value{tile,
+                                     {{unit * tile.row_scale[half[0]], tile.row_bias[half[0]]},
+                                      {unit * tile.row_scale[half[1]], tile.row_bias[half[1]]}},
+                                     lane % 4 * 2};
+    const int channel = p.dense.channel_of(tile.first_row + row + lane % 2 * 8);
+    const auto place = [&](int token) -> uint16_t* {
+      if (channel < 0) return nullptr;
+      return static_cast<uint16_t*>(p.dense.out) + tile.out_row[token] * p.dense.out_row_stride + channel;
+    };
+    store_vectors<kTokens>(p.dense.out_dtype, sums, value, place, tile.count, lane, reinterpret_cast<uint8_t*>(shared));
+    return;
+  }
+  const RowOctet rows(p, tile, row, lane % 2);
 #pragma unroll 1
   for (int first = 0; first < tile.count; first += kSlice) {
 #pragma unroll
     for (int i = 0; i < kTokens / kSlice; ++i) {
-      if (i * kSlice != first) continue;
-      store_partial<kSlice>(sums + i * kSlice / 2, shared, 16 + Sm90Tile::kReductionPad, 0, lane);
+      if (i * kSlice == first) store_partial<kSlice>(sums + i * kSlice / 2, shared, kPitch, 0, lane);
     }
     __syncwarp();
-    store_slice<1, 16, kSlice>(p, tile, shared, unit, row, first, min(kSlice, tile.count - first), lane, kWarpSize);
+    const int token = lane / 2;
+    if (token < min(kSlice, tile.count - first))
+      rows.store<1>(p, tile, shared + token * kPitch, 0, unit, first + token);
     __syncwarp();
   }
 }

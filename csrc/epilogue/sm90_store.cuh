@@ -26,28 +26,28 @@ struct SumEpilogue {
 
 // From registers through the warp's staging buffer (16 tokens x 48 bytes), which turns them so that neighbouring
 // channels of a token lie side by side and leave in 16-byte stores: aligned 16-bit outputs, the case that prefill needs
-// fast.
-template <int kTokens, class T>
-__device__ void store_vectors(const EpilogueParams& p, const T* sums, const SumEpilogue<T>& value, int first_row,
-                              int first_token, int lane, uint8_t* staging) {
+// fast. For the tokens of a tile that exist.
+//   value(sums, j, i)   as SumEpilogue's
+//   place(token)        where the 8 channels of a lane, which are those of row half lane % 2, go; nullptr: nowhere
+template <int kTokens, class T, class Value, class Place>
+__device__ void store_vectors(DType type, const T* sums, const Value& value, const Place& place, int count, int lane,
+                              uint8_t* staging) {
   constexpr int kPitch = Sm90Tile::kStagingRowBytes;
   constexpr int kGroups = kTokens / 8 < 2 ? 1 : 2;  // of 8 tokens at a time
   const uint32_t address = ptx::shared_address(staging) + lane % 8 * kPitch + lane / 8 % 2 * 16;
-  // The 8 channels of a row half are all padding or none: n, and gate and up each, are multiples of 8.
-  const int channel = p.channel_of(first_row + lane % 2 * 8);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; j += kGroups) {
-    if (first_token + 8 * j >= value.tokens) break;
+    if (8 * j >= count) break;
+    const int token = 8 * j + lane / 2;
+    uint16_t* to = lane / 2 < 8 * kGroups && token < count ? place(token) : nullptr;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
       ptx::stmatrix_x2_transposed(address + 8 * i * kPitch,
-                                  pack_pair(p.out_dtype, value(sums, j + i, 0), value(sums, j + i, 1)),
-                                  pack_pair(p.out_dtype, value(sums, j + i, 2), value(sums, j + i, 3)));
+                                  pack_pair(type, value(sums, j + i, 0), value(sums, j + i, 1)),
+                                  pack_pair(type, value(sums, j + i, 2), value(sums, j + i, 3)));
     }
     __syncwarp();
-    const int token = first_token + 8 * j + lane / 2;
-    if (lane / 2 < 8 * kGroups && token < value.tokens && channel >= 0) {
-      uint16_t* to = static_cast<uint16_t*>(p.out) + static_cast<int64_t>(token) * p.out_row_stride + channel;
+    if (to != nullptr) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staging + lane / 2 * kPitch + lane % 2 * 16);
     }
     __syncwarp();
@@ -80,7 +80,13 @@ __device__ void store_sums(const EpilogueParams& p, const T* sums, float unit, i
       return;
     }
   }
-  store_vectors<kTokens>(p, sums, value, first_row, first_token, lane, staging);
+  // The 8 channels of a row half are all padding or none: n, and gate and up each, are multiples of 8.
+  const int first_channel = p.channel_of(first_row + lane % 2 * 8);
+  const auto place = [&](int token) -> uint16_t* {
+    if (first_channel < 0) return nullptr;
+    return static_cast<uint16_t*>(p.out) + static_cast<int64_t>(first_token + token) * p.out_row_stride + first_channel;
+  };
+  store_vectors<kTokens>(p.out_dtype, sums, value, place, tokens - first_token, lane, staging);
 }
 
 // K was split: the partial sums of a warpgroup, into its share's [token][rows + pad] plane.

@@ -16,6 +16,13 @@ namespace humming {
 
 namespace gemm_sm90 {
 
+template <class Config>
+struct Dense : Config {
+  static constexpr bool kExperts = false;
+};
+template <class Config>
+using GemmOf = Sm90Gemm<Dense<Config>>;
+
 // Parameters come through a cache that a kernel finds empty: read the epilogue's while there is time.
 template <class T>
 __device__ void fetch_parameters(const T& params) {
@@ -54,10 +61,10 @@ __device__ typename Gemm::Work work_of(const GemmSm90Params& p, int tile, int ro
 }
 
 template <class Config>
-__global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
+__global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
                              Config::kCtas) void gemm_sm90_kernel(const __grid_constant__ CUtensorMap map,
                                                                   const __grid_constant__ GemmSm90Params p) {
-  using Gemm = Sm90Gemm<Config>;
+  using Gemm = GemmOf<Config>;
   using Producer = typename Gemm::Producer;
   using Consumers = typename Gemm::Consumers;
   constexpr Sm90Tile kTile = Gemm::tile();
@@ -176,10 +183,11 @@ __global__ __launch_bounds__(Sm90Gemm<Config>::tile().threads(),
 
 template <class Config>
 void launch_gemm_sm90(const GemmSm90Params& p, cudaStream_t stream) {
-  constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
-  sm90_kernel::launch<Sm90Gemm<Config>>(
-      &gemm_sm90::gemm_sm90_kernel<Config>, p, kTile.threads(),
-      kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows), stream);
+  using Gemm = gemm_sm90::GemmOf<Config>;
+  constexpr Sm90Tile kTile = Gemm::tile();
+  sm90_kernel::launch<Gemm>(&gemm_sm90::gemm_sm90_kernel<Config>, p, kTile.threads(),
+                            kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes, p.mainloop.token_rows),
+                            stream);
 }
 
 }  // namespace humming

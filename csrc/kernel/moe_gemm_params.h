@@ -8,15 +8,28 @@
 
 namespace humming {
 
+// The layout indexed.
+struct MoePairs {
+  const int32_t* ids;         // [count], sorted_token_ids
+  const int32_t* experts;     // [count / block], expert_ids
+  const int32_t* num_padded;  // [1]
+  int64_t count, block;
+  int64_t limit;  // pairs are below it
+};
+// So few that every block of a kernel counts for itself what experts have.
+constexpr bool is_few(const MoePairs& pairs) { return pairs.count > 0 && pairs.count <= 8192; }
+
 // Where the rows of every expert are. Bad numbers make fewer rows, never an access outside of x.
 struct MoeRows {
   MoeLayout layout;
   int experts;
-  int rows;               // of x
+  int rows;               // together: of x, of the layout indexed pairs
   const void* offsets;    // contiguous: [experts + 1]
   DType offset_dtype;     // int32, int64
   const int32_t* counts;  // masked: expert e's rows begin at e * capacity; indexed: after those of the experts before
   int64_t capacity;
+  MoePairs pairs;         // indexed; where they are few there are no counts
+  const int32_t* x_rows;  // indexed: row of x of every pair, sorted
 };
 
 struct MoeGemmSm90Params {
@@ -39,7 +52,7 @@ constexpr int moe_threads(const Sm90Tile& tile) { return tile.threads() + (tile.
 // A table (MoeTile) is what the tokens and rows of a tile have; those of the next tiles are fetched ahead. Where warps
 // share the rows of a tile, all of their sums are there together, else those of a few tokens at a time.
 constexpr int moe_tables(const Sm90Tile& tile) { return tile.tokens <= 64 ? 4 : 2; }
-constexpr int moe_table_bytes(const Sm90Tile& tile) { return 12 * tile.tokens + 8 * tile.rows() + 8; }
+constexpr int moe_table_bytes(const Sm90Tile& tile) { return 16 * tile.tokens + 8 * tile.rows() + 16; }
 constexpr int moe_sums_bytes(const Sm90Tile& tile) {
   if (tile.reduces()) return tile.reduction_bytes();
   const int slice = tile.tokens < kMoeSliceTokens ? tile.tokens : kMoeSliceTokens;
@@ -54,19 +67,19 @@ constexpr int moe_shared_bytes(const Sm90Tile& tile, int stages, int record_byte
          moe_tables(tile) * moe_table_bytes(tile) + moe_list_bytes(experts);
 }
 
-// Tokens of the indexed layout, brought into the order of their experts.
-struct MoeGatherParams {
-  MoeParams call;        // of layout indexed
-  int64_t x_bytes;       // of a row
-  int64_t scale_groups;  // fp32 scales of a row of x, 0: none, or one for all
-  // Written: [gemm.out_rows] rows of x with their scales, rows of out and weights, and how many every expert has.
-  uint8_t* x;
-  int64_t x_pitch;
-  float* x_scale;
+// The pairs of the layout indexed, to be sorted by expert with what they have.
+struct MoeSortParams {
+  MoePairs pairs;
+  int experts, top_k;
+  const float* weights;  // of every pair; nullptr: none
+  const float* scales;   // [tokens][scale_groups]
+  int64_t scale_groups;  // 0: none, or one for all
+  // Written: [pairs.limit] rows of x and of out, weights and scales.
+  int32_t* x_rows;
   int32_t* out_rows;
   float* row_weights;
-  int32_t* counts;   // [experts]
-  int32_t* cursors;  // [experts], scratch
+  float* row_scales;
+  int32_t* counts;  // of every expert, if the pairs are not few, with as many of scratch
 };
 
 }  // namespace humming

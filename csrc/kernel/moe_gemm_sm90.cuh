@@ -1,10 +1,9 @@
 // The MoE GEMM of Hopper: the dense kernel's main loop over tiles of many experts.
 //
 //   out[r, N] = x[r, K] * W[expert of r, N, K]^T for rows r of x that lie together by expert
-//   block   up to `tokens` rows of one expert. Experts have as many blocks as their rows want, none where they have
-//   none tile    (block, row tile): 64 * row_groups packed rows x the block. Row tiles are fastest, so that the tokens
-//   of a
-//           block stay in L2
+//   block   up to `tokens` rows of one expert. Experts have as many blocks as their rows want, perhaps none
+//   tile    (block, row tile): 64 * row_groups packed rows x the block. Row tiles are fastest, so that the tokens of
+//           a block stay in L2
 //
 // Persistent: a CTA takes every gridDim.x-th tile. Every CTA makes the list of blocks for itself, in shared memory:
 //
@@ -15,7 +14,7 @@
 
 #include "epilogue/sm90_moe_store.cuh"
 #include "kernel/device.cuh"
-#include "kernel/moe_gemm_params.h"
+#include "kernel/moe_pairs.cuh"
 #include "kernel/sm90_kernel.cuh"
 
 namespace humming {
@@ -23,6 +22,18 @@ namespace humming {
 namespace moe_gemm_sm90 {
 
 inline constexpr int kConsumerBarrier = 1;
+
+// As the dense kernel's, with more for producers, which know where every token lies.
+constexpr sm90_kernel::Registers registers_of(int consumer_groups) {
+  return consumer_groups == 2 ? sm90_kernel::Registers{56, 224} : sm90_kernel::registers_of(consumer_groups);
+}
+
+template <class Config>
+struct Experts : Config {
+  static constexpr bool kExperts = true;
+};
+template <class Config>
+using GemmOf = Sm90Gemm<Experts<Config>>;
 
 struct Blocks {
   int experts;
@@ -56,8 +67,21 @@ struct Blocks {
   }
 };
 
-// Of one expert: its first row, or -1 where that follows from the experts before, and how many rows.
-__device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int* count) {
+// What experts have of few pairs. By all threads of the CTA.
+template <int kThreads>
+__device__ void count_pairs(const MoePairs& pairs, int experts, int* counts, int thread) {
+  for (int expert = thread; expert < experts; expert += kThreads) counts[expert] = 0;
+  __syncthreads();
+  for (int64_t i = thread; i < pairs.count; i += kThreads) {
+    const int expert = pair_of(pairs, experts, i).expert;
+    if (expert >= 0) atomicAdd(counts + expert, 1);
+  }
+  __syncthreads();
+}
+
+// Of one expert: its first row, or -1 where that follows from the experts before, and how many rows. counted: what
+// count_pairs found.
+__device__ inline void expert_rows(const MoeRows& p, const int* counted, int expert, int* first, int* count) {
   if (p.layout == MoeLayout::contiguous) {
     const int64_t begin = load_integer(p.offsets, p.offset_dtype, expert);
     const int64_t end = load_integer(p.offsets, p.offset_dtype, expert + 1);
@@ -68,7 +92,7 @@ __device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int
     *count = static_cast<int>(min(max(int64_t{p.counts[expert]}, int64_t{0}), p.capacity));
   } else {
     *first = -1;
-    *count = p.counts[expert];
+    *count = is_few(p.pairs) ? counted[expert] : p.counts[expert];
   }
 }
 
@@ -88,10 +112,11 @@ template <int kTokens, int kThreads>
 __device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread) {
   const int lane = thread % kWarpSize;
   const int chunks = blocks.chunks();
+  if (is_few(p.pairs)) count_pairs<kThreads>(p.pairs, p.experts, blocks.rows, thread);
   for (int chunk = thread / kWarpSize; chunk < chunks; chunk += kThreads / kWarpSize) {
     const int expert = chunk * kWarpSize + lane;
     int first = 0, count = 0;
-    if (expert < p.experts) expert_rows(p, expert, &first, &count);
+    if (expert < p.experts) expert_rows(p, blocks.rows, expert, &first, &count);
     int block_end = (count + kTokens - 1) / kTokens, row_end = count;
     add_lanes_before(lane, block_end, row_end);
     if (expert < p.experts) {
@@ -125,7 +150,11 @@ __device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread) 
   __syncthreads();
   for (int expert = thread; expert < p.experts; expert += kThreads) {
     blocks.first_block[expert + 1] += blocks.chunk_blocks[expert / kWarpSize];
-    if (p.layout == MoeLayout::indexed) blocks.first_row[expert] += blocks.chunk_rows[expert / kWarpSize];
+    if (p.layout == MoeLayout::indexed) {
+      const int first = blocks.first_row[expert] + blocks.chunk_rows[expert / kWarpSize];
+      blocks.first_row[expert] = first;
+      blocks.rows[expert] = max(0, min(blocks.rows[expert], p.rows - first));  // less: a pair was listed twice
+    }
   }
   __syncthreads();
 }
@@ -175,18 +204,53 @@ struct Tables {
   }
 };
 
+// By every consumer warp: the sums of a tile to the output.
+template <class Gemm, class Tables>
+__device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tables& tables, float* sums,
+                                           typename Gemm::Consumers::Consumer& consumer, int warp, int thread) {
+  using Consumers = typename Gemm::Consumers;
+  constexpr Sm90Tile kTile = Gemm::tile();
+  constexpr float kUnit = power_of_two(Consumers::kExponent);
+  constexpr int kConsumers = kTile.consumer_groups();
+  constexpr int kThreads = 128 * kConsumers;
+  ptx::forget(thread);  // else what follows from the thread stays in registers of the main loop
+  const int lane = thread % kWarpSize, group = warp / 4;
+  const int row = 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer);
+  if constexpr (kTile.reduces()) {
+    constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
+    const int share = group / kTile.row_groups * kTile.stage_shares() + Consumers::stage_share(consumer);
+    ptx::named_barrier_sync<kConsumerBarrier, kThreads>();  // the sums of the tile before have been read
+#pragma unroll
+    for (int patch = 0; patch < Gemm::kPatches; ++patch) {
+      store_partial<kTile.tokens>(Consumers::sums(consumer, patch), sums + share * kTile.tokens * kPitch, kPitch,
+                                  row + 16 * patch, lane);
+    }
+    ptx::named_barrier_sync<kConsumerBarrier, kThreads>();
+    ptx::mbarrier_wait(tables.full(), tables.phase);
+    store_moe_partials<kTile.shares(), kTile.rows(), kTile.tokens>(p.epilogue, tables.table(), sums, kUnit, thread,
+                                                                   kThreads);
+  } else {
+    constexpr int kOfWarp = moe_sums_bytes(kTile) / (16 * kConsumers);  // floats
+    ptx::mbarrier_wait(tables.full(), tables.phase);
+    store_moe_sums<kTile.tokens>(p.epilogue, tables.table(), Consumers::sums(consumer, 0), kUnit, row,
+                                 sums + warp * kOfWarp, lane);
+  }
+  __syncwarp();
+  if (lane == 0) ptx::mbarrier_arrive(tables.empty());
+}
+
 template <class Config>
-__global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
+__global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
                              Config::kCtas) void moe_gemm_sm90_kernel(const __grid_constant__ CUtensorMap map,
                                                                       const __grid_constant__ MoeGemmSm90Params p) {
-  using Gemm = Sm90Gemm<Config>;
+  using Gemm = GemmOf<Config>;
   using Producer = typename Gemm::Producer;
   using Consumers = typename Gemm::Consumers;
   using Tile = moe_gemm_sm90::Tile<Gemm>;
   constexpr Sm90Tile kTile = Gemm::tile();
   using Table = MoeTile<kTile.tokens, kTile.rows()>;
-  constexpr float kUnit = power_of_two(Consumers::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
+  constexpr int kGatherers = !kTile.moves_registers() ? 1 : Config::kTokenGroups ? 2 : 3;  // warps
   static_assert(kTile.cluster_k == 1 && sizeof(Table) == moe_table_bytes(kTile));
 
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -205,9 +269,11 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
   const int group = warp / 4;
   if (warp == 4 * kConsumers) {
     if (ptx::elect_one()) tables.init(4 * kConsumers);
-    sm90_kernel::init_ring<Gemm>(ring, &map, 2);
+    sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (m.gathers_tokens ? kGatherers * kWarpSize : 1));
   }
-  if (m.dependent_launch) ptx::wait_for_dependencies();
+  // Few pairs were there before the grid ahead began, which sorts them: weights need not wait for it.
+  const bool lists_early = is_few(p.rows.pairs);
+  if (m.dependent_launch && !lists_early) ptx::wait_for_dependencies();
   list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
@@ -218,31 +284,41 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
 
   if (group == kConsumers) {
     if constexpr (kTile.moves_registers()) {
-      ptx::set_max_registers_down<sm90_kernel::registers_of(kConsumers).producer>();
+      ptx::set_max_registers_down<registers_of(kConsumers).producer>();
     }
-    // One warp brings weights, one tokens and tables, and one the tokens' scales where they have groups.
+    // One warp brings weights, the next tables and tokens, with others where these lie anywhere, and one the tokens'
+    // scales where they have groups.
     const int role = warp - 4 * kConsumers;
-    if (role < 2) {
+    if (m.dependent_launch && lists_early && role > 0) ptx::wait_for_dependencies();
+    if (role == 0) {
       // The same lane is elected every time: it has the ring.
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
         const Tile next(p, blocks, tile, row_tiles, lane);
+        if (ptx::elect_one()) Producer::template produce<true, false>(m, &map, ring, next.work, 0);
+        __syncwarp();
+      }
+      if (m.dependent_launch) ptx::launch_dependents();
+    } else if (role == 1 || (role <= kGatherers && m.gathers_tokens)) {
+#pragma unroll 1
+      for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
+        const Tile next(p, blocks, tile, row_tiles, lane);
         if (role == 1) {
           ptx::mbarrier_wait(tables.empty(), tables.phase ^ 1);
-          tables.table().fetch(p.epilogue, next.expert, next.work.token, next.work.tokens,
+          tables.table().fetch(p.epilogue, p.rows.x_rows, next.expert, next.work.token, next.work.tokens,
                                next.work.row_tile * kTile.rows(), lane, tables.full());
-          tables.next();
         }
-        if (ptx::elect_one()) {
-          if (role == 0)
-            Producer::template produce<true, false>(m, &map, ring, next.work, 0);
-          else
-            Producer::template produce<false, true>(m, &map, ring, next.work, 0);
+        if (m.gathers_tokens) {
+          ptx::mbarrier_wait(tables.full(), tables.phase);
+          const typename Producer::template Gather<kGatherers> gather(
+              next.work, static_cast<uint32_t>(p.x_row_bytes / 16), tables.table().x_row, role - 1, lane);
+          gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x));
+        } else if (ptx::elect_one()) {
+          Producer::template produce<false, true>(m, &map, ring, next.work, 0);
         }
         __syncwarp();
       }
-      if (role == 0 && m.dependent_launch) ptx::launch_dependents();
-    } else if (Config::kTokenGroups && role == 2) {
+    } else if (Config::kTokenGroups && role == kGatherers + 1) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
         Producer::produce_scales(m, ring, Tile(p, blocks, tile, row_tiles, lane).work, lane);
@@ -251,41 +327,26 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
     __syncwarp();
   } else {
     if constexpr (kTile.moves_registers()) {
-      ptx::set_max_registers_up<sm90_kernel::registers_of(kConsumers).consumer>();
+      ptx::set_max_registers_up<registers_of(kConsumers).consumer>();
     }
     typename Consumers::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
-    typename Gemm::Work work{};  // the product is the same for every tile
+    typename Gemm::Work work{};  // what a product wants to know of a tile
     work.k_end = m.num_k_tiles;
 #pragma unroll 1
     for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
-      Consumers::consume(m, ring, work, group, consumer);
-
-      int here = thread;
-      ptx::forget(here);  // else what follows from the thread stays in registers of the main loop
-      float* mine = reinterpret_cast<float*>(sums);
-      const int row = 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer);
-      if constexpr (kTile.reduces()) {
-        constexpr int kThreads = 128 * kConsumers, kPitch = kTile.rows() + Sm90Tile::kReductionPad;
-        const int share = group / kTile.row_groups * kTile.stage_shares() + Consumers::stage_share(consumer);
-        ptx::named_barrier_sync<kConsumerBarrier, kThreads>();  // the sums of the tile before have been read
-#pragma unroll
-        for (int patch = 0; patch < Gemm::kPatches; ++patch) {
-          store_partial<kTile.tokens>(Consumers::sums(consumer, patch), mine + share * kTile.tokens * kPitch, kPitch,
-                                      row + 16 * patch, here % 32);
-        }
-        ptx::named_barrier_sync<kConsumerBarrier, kThreads>();
+      const auto finish = [&]() __attribute__((always_inline)) {
+        store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer, warp, thread);
+      };
+      if constexpr (kTile.mma_patches == 0 && kTile.width_step() < kTile.tokens) {
         ptx::mbarrier_wait(tables.full(), tables.phase);
-        store_slice<kTile.shares(), kTile.rows(), kTile.tokens>(p.epilogue, tables.table(), mine, kUnit, 0, 0,
-                                                                tables.table().count, here, kThreads);
+        work.tokens = __shfl_sync(kFullWarp, tables.table().count, 0);
+        Consumers::consume_width(m, ring, work, group, consumer, finish);
       } else {
-        ptx::mbarrier_wait(tables.full(), tables.phase);
-        store_moe_sums<kTile.tokens>(p.epilogue, tables.table(), Consumers::sums(consumer, 0), kUnit, row,
-                                     mine + warp * (moe_sums_bytes(kTile) / (16 * kConsumers)), here % 32);
+        Consumers::consume(m, ring, work, group, consumer);
+        finish();
       }
-      __syncwarp();
-      if (here % 32 == 0) ptx::mbarrier_arrive(tables.empty());
     }
   }
 }
@@ -294,10 +355,10 @@ __global__ __launch_bounds__(moe_threads(Sm90Gemm<Config>::tile()),
 
 template <class Config>
 void launch_moe_gemm_sm90(const MoeGemmSm90Params& p, cudaStream_t stream) {
-  constexpr Sm90Tile kTile = Sm90Gemm<Config>::tile();
+  using Gemm = moe_gemm_sm90::GemmOf<Config>;
+  constexpr Sm90Tile kTile = Gemm::tile();
   const int shared_bytes = moe_shared_bytes(kTile, p.mainloop.stages, p.mainloop.record_bytes, p.rows.experts);
-  sm90_kernel::launch<Sm90Gemm<Config>>(&moe_gemm_sm90::moe_gemm_sm90_kernel<Config>, p, moe_threads(kTile),
-                                        shared_bytes, stream);
+  sm90_kernel::launch<Gemm>(&moe_gemm_sm90::moe_gemm_sm90_kernel<Config>, p, moe_threads(kTile), shared_bytes, stream);
 }
 
 }  // namespace humming

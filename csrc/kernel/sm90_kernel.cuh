@@ -16,7 +16,7 @@ struct Registers {
   int producer, consumer;
 };
 constexpr Registers registers_of(int consumer_groups) {
-  return consumer_groups == 2 ? Registers{40, 232} : consumer_groups == 3 ? Registers{32, 160} : Registers{32, 112};
+  return consumer_groups == 2 ? Registers{40, 232} : consumer_groups == 3 ? Registers{32, 160} : Registers{56, 104};
 }
 
 // The ring at the beginning of shared memory, its barriers elsewhere.
@@ -48,8 +48,10 @@ void launch(void (*kernel)(const CUtensorMap, const Params), const Params& p, in
             cudaStream_t stream) {
   constexpr Sm90Tile kTile = Gemm::tile();
   allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  const bool boxes = Gemm::Producer::kBoxes;
   const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
-                                    p.mainloop.token_rows, kTile.stage_tiles() * kTile.token_blocks());
+                                    boxes ? kTile.box_rows() : p.mainloop.token_rows,
+                                    boxes ? 1 : kTile.stage_tiles() * kTile.token_blocks());
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};

@@ -62,15 +62,21 @@ HUMMING_DEVICE void tensor_copy(uint32_t destination, const CUtensorMap* map, in
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
       : "memory");
 }
-// 4 bytes, of which the first `size` come from memory and the others are zero.
+HUMMING_DEVICE void async_copy_16(uint32_t destination, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source) : "memory");
+}
+// 16 or 4 bytes, of which the first `size` come from memory and the others are zero.
+HUMMING_DEVICE void async_copy_16(uint32_t destination, const void* source, int size) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(size) : "memory");
+}
 HUMMING_DEVICE void async_copy_4(uint32_t destination, const void* source, int size) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(destination), "l"(source), "r"(size) : "memory");
 }
-// Arrives once this thread's async_copy_4 calls so far are complete.
+// Arrives once this thread's async_copy calls so far are complete.
 HUMMING_DEVICE void mbarrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
-// This thread's async_copy_4 calls so far are complete.
+// This thread's async_copy calls so far are complete.
 HUMMING_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Orders this thread's shared-memory stores before later accesses of the copy engine and of wgmma.
 HUMMING_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

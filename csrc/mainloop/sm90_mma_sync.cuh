@@ -17,6 +17,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
   using Base::kSums;
   using Base::stage_share;
   using Base::tile;
+  using Base::token_rows;
   using typename Base::Consumer;
   using typename Base::Ring;
   using typename Base::Weights;
@@ -188,7 +189,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
       if (k + share < work.k_end) {
         const uint8_t* record = ring.stage_weights() + share * p.record_bytes;
         Tokens tokens;
-        load_tokens(ptx::shared_address(ring.stage_tokens()), share, p.token_rows, c.lane, tokens);
+        load_tokens(ptx::shared_address(ring.stage_tokens()), share, token_rows(p), c.lane, tokens);
         multiply_patches<0>(p, record, tokens, token_sums, c);
       }
       ptx::mbarrier_arrive(ring.empty());

@@ -12,10 +12,13 @@ template <class Config>
 struct Sm90Producer : Sm90Stage<Config> {
   using Stage = Sm90Stage<Config>;
   using Stage::kClearTail;
+  using Stage::kExperts;
   using Stage::tile;
   using Stage::token_rows;
   using typename Stage::Ring;
   using typename Stage::Work;
+
+  static constexpr bool kBoxes = kExperts && tile().fetches_boxes();
 
   // Where the next copies of a work item come from. Running addresses, because one lane walks through this code and
   // every instruction delays the next copy.
@@ -23,6 +26,7 @@ struct Sm90Producer : Sm90Stage<Config> {
     const uint8_t* weights;  // of the first row group
     int strips;              // row groups that exist
     int token;
+    int boxes;  // of tokens
     int block;  // of 128 bytes along K
   };
 
@@ -65,13 +69,24 @@ struct Sm90Producer : Sm90Stage<Config> {
   }
 
   // Tokens of a whole stage. One copy brings all blocks where K is a multiple of a block, else one copy a block, so
-  // that the columns past K are zeros and not the next token's.
+  // that the columns past K are zeros and not the next token's; one for each box where tokens come in boxes.
   __device__ static void copy_tokens(const Sm90MainloopParams& p, const CUtensorMap* map, const Ring& ring,
                                      Source& source) {
     constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
     constexpr int kBlockColumns = 128 / tile().value_bytes;
     uint32_t to = ptx::shared_address(ring.stage_tokens());
-    if (p.k % kBlockColumns == 0) {
+    if constexpr (kBoxes) {
+      const bool whole = p.k % kBlockColumns == 0;
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i, to += token_rows(p) * 128) {
+        const int block = source.block + i;
+#pragma unroll 1
+        for (int box = 0; box < source.boxes; ++box) {
+          ptx::tensor_copy(to + box * tile().box_rows() * 128, map, whole ? 0 : block * kBlockColumns,
+                           source.token + box * tile().box_rows(), whole ? block : 0, ring.full());
+        }
+      }
+    } else if (p.k % kBlockColumns == 0) {
       ptx::tensor_copy(to, map, 0, source.token, source.block, ring.full());
     } else {
 #pragma unroll 1
@@ -90,14 +105,15 @@ struct Sm90Producer : Sm90Stage<Config> {
                                  int early) {
     constexpr int kStageTiles = tile().stage_tiles();
     const int stage_bytes = kStageTiles * p.record_bytes;
-    const int token_bytes = tile().token_copy_bytes(token_rows(p));
     const int strip = work.row_tile * tile().row_groups;
     Source source;
     source.weights = work.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
     source.strips = min(tile().row_groups, p.num_strips - strip);
     source.token = work.token;
+    source.boxes = (work.tokens + tile().box_rows() - 1) / tile().box_rows();
     source.block = work.k_begin * tile().token_blocks();
 
+    const int token_bytes = tile().token_copy_bytes(kBoxes ? source.boxes * tile().box_rows() : token_rows(p));
     const int tail = p.half_tail && work.k_end == p.num_k_tiles;
     const int records = work.k_end - work.k_begin - tail;
     const int full_stages = records / kStageTiles;
@@ -134,6 +150,72 @@ struct Sm90Producer : Sm90Stage<Config> {
       ring.next();
     }
   }
+
+  // Tokens that lie anywhere: token i of the work item is row rows[i] of x, whose rows are row_vectors * 16 bytes
+  // apart. By kWarps warps, every lane of which arrives at the full barriers; consumers order these copies before the
+  // products that read them (fence_proxy_async). Warps take turns with groups of eight tokens: a lane has one of the
+  // eight 16-byte chunks of a block, of two tokens of a group.
+  template <int kWarps>
+  struct Gather {
+    static constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
+    static constexpr int kGroups = (tile().tokens / 8 + kWarps - 1) / kWarps;  // of a warp
+
+    uint32_t vector[kGroups][2];  // where the rows begin in x
+    int warp, lane, tokens;
+
+    __device__ Gather(const Work& work, uint32_t row_vectors, const int32_t* rows, int warp, int lane)
+        : warp(warp), lane(lane), tokens(work.tokens) {
+#pragma unroll
+      for (int i = 0; i < 2 * kGroups; ++i) {
+        const int token = token_of(i / 2, i % 2);
+        vector[i / 2][i % 2] = token < tokens ? rows[token] * row_vectors : 0;
+      }
+    }
+
+    __device__ int token_of(int group, int half) const { return 8 * (group * kWarps + warp) + 4 * half + lane / 8; }
+
+    // kWhole: no column of the stage is past the last one, of which otherwise a lane has `left` bytes from its chunk
+    // on.
+    template <bool kWhole>
+    __device__ void copy(const Sm90MainloopParams& p, uint32_t stage, const uint8_t* x, int left) const {
+      const uint32_t chunk = 16 * (lane % 8 ^ lane / 8);  // in the 128-byte swizzle; of the group's other half ^ 64
+#pragma unroll
+      for (int i = 0; i < 2 * kGroups; ++i) {
+        const int group = i / 2, half = i % 2, token = token_of(group, half);
+        if (token >= tokens) continue;
+        const uint8_t* from = x + uint64_t{vector[group][half]} * 16;
+        const uint32_t to = stage + 128 * token + (chunk ^ 64 * half);
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          const uint32_t target = to + block * token_rows(p) * 128;
+          const int size = max(0, min(16, left - 128 * block));
+          if constexpr (kWhole)
+            ptx::async_copy_16(target, from + 128 * block);
+          else
+            ptx::async_copy_16(target, size > 0 ? from + 128 * block : x, size);
+        }
+      }
+    }
+
+    // All stages of the work item.
+    __device__ void run(const Sm90MainloopParams& p, Ring& ring, const Work& work, const uint8_t* x) const {
+      constexpr int kStageBytes = 128 * kBlocks;  // of a row
+      int left = static_cast<int>(p.k) * tile().value_bytes;
+#pragma unroll 1
+      for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles(), ring.next()) {
+        ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
+        const uint32_t stage = ptx::shared_address(ring.stage_tokens());
+        const int chunk = lane % 8 * 16;
+        if (left >= kStageBytes)
+          copy<true>(p, stage, x + chunk, 0);
+        else
+          copy<false>(p, stage, x + chunk, left - chunk);
+        ptx::mbarrier_arrive_after_copies(ring.full());
+        x += kStageBytes;
+        left -= kStageBytes;
+      }
+    }
+  };
 
   // A warp of its own brings the tokens' scales of one work item, strided as they lie: zeros for what is no token.
   __device__ static void produce_scales(const Sm90MainloopParams& p, Ring& ring, const Work& work, int lane) {

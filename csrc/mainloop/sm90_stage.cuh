@@ -16,10 +16,12 @@
 
 namespace humming {
 
-// Config: the manifest's columns. mma.sync instead of wgmma serves few tokens of a 16-bit operand.
+// Config: the manifest's columns, and kExperts: whether tiles are blocks of rows of an expert. mma.sync instead of
+// wgmma serves few tokens of a 16-bit operand.
 template <class Config>
 struct Sm90Stage {
   static constexpr Operand kOperand = Config::kOperand;
+  static constexpr bool kExperts = Config::kExperts;
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
@@ -51,7 +53,7 @@ struct Sm90Stage {
   };
 
   __device__ static int token_rows(const Sm90MainloopParams& p) {
-    return tile().drops_rows() ? p.token_rows : tile().tokens;
+    return !kExperts && tile().drops_rows() ? p.token_rows : tile().tokens;
   }
 
   // Shared addresses, and the ring position both sides step through.

@@ -34,8 +34,9 @@ struct Sm90Tile {
   constexpr int shares() const { return split_k * stage_shares(); }
   constexpr int stage_tiles() const { return stage_shares() * k_tiles; }
   constexpr bool reduces() const { return shares() * cluster_k > 1; }
-  // Accumulators of 64 x 128 and more want registers moved from producers to consumers, warpgroup by warpgroup.
-  constexpr bool moves_registers() const { return tokens >= 128; }
+  // Accumulators of 64 x 128 and more, and four warpgroups side by side, want registers moved from producers to
+  // consumers, warpgroup by warpgroup.
+  constexpr bool moves_registers() const { return tokens >= 128 || row_groups == 4; }
   // The last warps are producers: of weights and tokens, and of the tokens' scales where they have groups.
   constexpr int threads() const { return 128 * consumer_groups() + (moves_registers() ? 128 : token_groups ? 64 : 32); }
 
@@ -46,6 +47,11 @@ struct Sm90Tile {
   constexpr int token_rows(int64_t existing) const {
     return drops_rows() && existing < tokens ? static_cast<int>(existing) : tokens;
   }
+  // With experts a block of rows ends anywhere in x, and its product is as wide as its rows want, in steps; tiles of
+  // many tokens fetch no more of them than that, `box_rows` at a time.
+  constexpr int width_step() const { return tokens <= 32 ? 8 : tokens <= 128 ? 16 : tokens < 256 ? 32 : 64; }
+  constexpr bool fetches_boxes() const { return tokens > 64; }
+  constexpr int box_rows() const { return fetches_boxes() ? 32 : tokens; }
   constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
   constexpr int token_copy_bytes(int token_rows) const { return stage_tiles() * token_blocks() * token_rows * 128; }
   constexpr int token_stage_bytes(int token_rows) const { return (token_copy_bytes(token_rows) + 1023) / 1024 * 1024; }

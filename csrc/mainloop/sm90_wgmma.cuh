@@ -15,6 +15,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using Base::begin_group;
   using Base::k16;
   using Base::kAccumulatorScale;
+  using Base::kExperts;
   using Base::kOperand;
   using Base::kPromoted;
   using Base::kSums;
@@ -25,7 +26,8 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using typename Base::Weights;
   using typename Base::Work;
 
-  static constexpr int kExponent = Weights::kExponent;  // number = sum * 2^kExponent
+  static constexpr int kExponent = Weights::kExponent;                               // number = sum * 2^kExponent
+  static constexpr int kWidthStep = kExperts ? tile().width_step() : tile().tokens;  // of the tokens multiplied
 
   // Shared-memory descriptor of B, K-major with 128-byte swizzle: 8 tokens a 1024-byte group. The swizzle is one of
   // addresses, so that it may begin at any token row.
@@ -39,46 +41,61 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     return k16 ? half * token_rows * 8 + 2 * step : 2 * (Weights::kSteps * half + step);
   }
 
-  template <int kHalf, int kStep>
-  __device__ static void fragments(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2],
-                                   uint32_t (&fragment)[Weights::kSteps][4]) {
-    if constexpr (kStep < Weights::kSteps) {
-      begin_group<kHalf * kHalfK + kStep * Weights::kStepK>(view, weights, rows);
-      weights.template fragment<kHalf, kStep>(rows, fragment[kStep]);
-      fragments<kHalf, kStep + 1>(view, weights, rows, fragment);
+  // MMA steps of a record, and how many are dequantised and multiplied at a time.
+  static constexpr int kSteps = 2 * Weights::kSteps;
+  static constexpr int kPartSteps = kExperts ? 2 : Weights::kSteps;
+  static constexpr int kParts = kSteps / kPartSteps;
+  using Fragments = uint32_t[2][kPartSteps][4];  // of two parts in turn
+
+  template <int kStep, int kEnd>
+  __device__ __forceinline__ static void fragments(const RecordView& view, const Weights& weights,
+                                                   typename Weights::Row (&rows)[2],
+                                                   uint32_t (&fragment)[kPartSteps][4]) {
+    if constexpr (kStep < kEnd) {
+      begin_group<kStep * Weights::kStepK>(view, weights, rows);
+      weights.template fragment<kStep / Weights::kSteps, kStep % Weights::kSteps>(rows, fragment[kStep % kPartSteps]);
+      fragments<kStep + 1, kEnd>(view, weights, rows, fragment);
     }
   }
 
-  // Dequantises and multiplies one half of a record. `accumulate`: whether acc holds a sum already.
-  template <int kHalf>
-  __device__ static void multiply_half(const Sm90MainloopParams& p, const Weights& weights,
-                                       typename Weights::Row (&rows)[2], uint32_t (&fragment)[2][Weights::kSteps][4],
-                                       uint64_t tokens, bool accumulate, Consumer& c) {
-    fragments<kHalf, 0>(p.view, weights, rows, fragment[kHalf]);
-    ptx::wgmma_fence();
+  // Dequantises and multiplies a part of a record, then the parts after it. `accumulate`: whether acc holds a sum
+  // already. `pending`: empty barrier of the stage before, or 0; its last MMAs are complete once the first part runs.
+  template <int kWidth, int kPart>
+  __device__ __forceinline__ static void multiply_parts(const Sm90MainloopParams& p, const Weights& weights,
+                                                        typename Weights::Row (&rows)[2], Fragments& fragment,
+                                                        uint64_t tokens, bool accumulate, uint32_t& pending,
+                                                        Consumer& c) {
+    if constexpr (kPart < kParts) {
+      constexpr int kFirst = kPart * kPartSteps;
+      fragments<kFirst, kFirst + kPartSteps>(p.view, weights, rows, fragment[kPart % 2]);
+      ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Weights::kSteps; ++step) {
-      Wgmma<kOperand, tile().tokens>::run(c.acc[0], fragment[kHalf][step],
-                                          tokens + descriptor_step(kHalf, step, token_rows(p)),
-                                          accumulate || step > 0 || kHalf > 0);
+      for (int i = 0; i < kPartSteps; ++i) {
+        Wgmma<kOperand, kWidth>::run(
+            c.acc[0], fragment[kPart % 2][i],
+            tokens + descriptor_step((kFirst + i) / Weights::kSteps, (kFirst + i) % Weights::kSteps, token_rows(p)),
+            accumulate || kFirst + i > 0);
+      }
+      ptx::wgmma_commit_group();
+      if constexpr (!(kPromoted && kPart + 1 == kParts)) ptx::wgmma_wait_group<1>();
+      if constexpr (kPart == 0) {
+        if (pending != 0) ptx::mbarrier_arrive(pending);
+        pending = 0;
+      }
+      multiply_parts<kWidth, kPart + 1>(p, weights, rows, fragment, tokens, accumulate, pending, c);
     }
-    ptx::wgmma_commit_group();
   }
 
-  // One record. `pending`: empty barrier of the stage before, or 0; its last MMAs are complete once this record's first
-  // half runs.
-  __device__ static void multiply_wgmma(const Sm90MainloopParams& p, const Ring& ring, const uint8_t* records,
-                                        int record, uint32_t& pending, Consumer& c) {
+  template <int kWidth>
+  __device__ __forceinline__ static void multiply_record(const Sm90MainloopParams& p, const Ring& ring,
+                                                         const uint8_t* records, int record, uint32_t& pending,
+                                                         Consumer& c) {
     Weights weights;
     typename Weights::Row rows[2];
-    uint32_t fragment[2][Weights::kSteps][4];
+    Fragments fragment;
     weights.load(p.view, records + record * p.record_bytes, c.warp, c.lane);
     const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_blocks() * token_rows(p) * 128);
-    multiply_half<0>(p, weights, rows, fragment, tokens, !kPromoted, c);
-    ptx::wgmma_wait_group<1>();
-    if (pending != 0) ptx::mbarrier_arrive(pending);
-    pending = 0;
-    multiply_half<1>(p, weights, rows, fragment, tokens, true, c);
+    multiply_parts<kWidth, 0>(p, weights, rows, fragment, tokens, !kPromoted, pending, c);
     if constexpr (kPromoted) {
       float scale[2] = {1, 1};
       if constexpr (kAccumulatorScale) {
@@ -88,7 +105,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
       const float* token_scales = ring.stage_scales() + record * tile().tokens + c.lane % 4 * 2;
       ptx::wgmma_wait_group<0>();
 #pragma unroll
-      for (int j = 0; j < kSums / 4; ++j) {
+      for (int j = 0; j < kWidth / 8; ++j) {
         float2 token_scale = {1, 1};
         if constexpr (Config::kTokenGroups) token_scale = *reinterpret_cast<const float2*>(token_scales + 8 * j);
 #pragma unroll
@@ -97,8 +114,6 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
           c.total[0][4 * j + i] = fmaf(static_cast<float>(c.acc[0][4 * j + i]), factor, c.total[0][4 * j + i]);
         }
       }
-    } else {
-      ptx::wgmma_wait_group<1>();
     }
   }
 
@@ -106,8 +121,8 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   // release_stage is called when the stage's last record has been issued. Full stages are unrolled without a branch
   // between records.
   template <class Multiply, class Release>
-  __device__ static void for_each_record(Ring& ring, const Work& work, int group, Multiply multiply,
-                                         Release release_stage) {
+  __device__ __forceinline__ static void for_each_record(Ring& ring, const Work& work, int group, Multiply multiply,
+                                                         Release release_stage) {
     const int row_group = group % tile().row_groups;
     const int turn = group / tile().row_groups;
     ring.next(turn);
@@ -115,6 +130,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
 #pragma unroll 1
     for (; k < work.k_end; k += tile().split_k * tile().k_tiles) {
       ptx::mbarrier_wait(ring.full(), ring.phase);
+      if (kExperts && ring.p.gathers_tokens) ptx::fence_proxy_async();
       const uint8_t* records = ring.stage_weights() + row_group * tile().k_tiles * ring.p.record_bytes;
       if (tile().k_tiles == 1 || k + tile().k_tiles <= work.k_end) {
 #pragma unroll
@@ -129,7 +145,22 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     Base::end_of_work(ring, work, k);
   }
 
-  __device__ static void consume(const Sm90MainloopParams& p, Ring& ring, const Work& work, int group, Consumer& c) {
+  // The fewest tokens, from kWidth up, that hold those of the work item. One loop for each, side by side: one after the
+  // other they would share accumulators, and wgmma would wait for every one of them.
+  template <int kWidth = kWidthStep, class Finish>
+  __device__ __forceinline__ static void consume_width(const Sm90MainloopParams& p, Ring& ring, const Work& work,
+                                                       int group, Consumer& c, const Finish& finish) {
+    if (kWidth == tile().tokens || work.tokens <= kWidth) {
+      consume<kWidth>(p, ring, work, group, c);
+      finish();
+    } else if constexpr (kWidth < tile().tokens) {
+      consume_width<kWidth + kWidthStep>(p, ring, work, group, c, finish);
+    }
+  }
+
+  template <int kWidth = tile().tokens>
+  __device__ __forceinline__ static void consume(const Sm90MainloopParams& p, Ring& ring, const Work& work, int group,
+                                                 Consumer& c) {
     uint32_t pending = 0;
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
@@ -138,7 +169,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     }
     for_each_record(
         ring, work, group,
-        [&](const uint8_t* records, int record) { multiply_wgmma(p, ring, records, record, pending, c); },
+        [&](const uint8_t* records, int record) { multiply_record<kWidth>(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
           if constexpr (kPromoted) {
             ptx::mbarrier_arrive(empty);

@@ -39,6 +39,7 @@ const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& p,
   if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
   if (const char* reason = mismatch(instance.columns, p.gemm)) return reason;
   if (std::max(p.gemm.rows, p.gemm.out_rows) > INT32_MAX) return "counts rows in 32 bits";
+  if (p.rows.x_rows != nullptr && p.gemm.rows * p.gemm.x_row_bytes / 16 > UINT32_MAX) return "takes x of 64 GiB";
   if (p.rows.experts > kMaxExperts) return "takes at most 4096 experts";
   if (stages_for(instance.columns, p, device) < 2) return "does not fit into shared memory";
   return nullptr;
@@ -55,12 +56,13 @@ double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProb
   constexpr double kBusyWarps = 12;
   const bool wide = tile.value_bytes == 2;
   const double dequantise = tile.mma_patches > 0 ? 170 : wide ? 240 : 210;
-  const double multiply = (wide ? 2.7 : 2.0) * tile.tokens;
-
   const double rows = std::max<double>(1, static_cast<double>(p.expected_rows));
   const double active = p.rows.experts * -std::expm1(-rows / p.rows.experts);
   const double per_expert = rows / active;
   const double blocks = active * (per_expert <= tile.tokens ? 1 : per_expert / tile.tokens + 0.5);
+  const double width =
+      std::min(tile.tokens, tile.width_step() * static_cast<int>(std::ceil(rows / blocks / tile.width_step())));
+  const double multiply = (wide ? 2.7 : 2.0) * width;
   const double tiles = blocks * std::ceil(static_cast<double>(p.gemm.desc.num_strips()) / tile.row_groups);
   const double per_sm = std::clamp<double>(tiles / device.num_sms, 1, c.ctas);
   const double warps = 4 * tile.consumer_groups() * per_sm;
@@ -81,6 +83,7 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   const MoeGemmSm90Columns& c = instance.columns;
   MoeGemmSm90Params params{};
   params.mainloop = mainloop_params(c, p.gemm, c.tokens, stages_for(c, p, device));
+  params.mainloop.gathers_tokens = p.rows.x_rows != nullptr;
   params.epilogue.dense = epilogue_params(c, p.gemm);
   params.epilogue.scale2_expert_stride = p.gemm.scale2.expert_stride;
   params.epilogue.bias_expert_stride = p.gemm.bias.expert_stride;

@@ -12,7 +12,7 @@ namespace humming {
 
 using MoeGemmSm90Instance = Instance<MoeGemmSm90Columns>;
 
-// What a MoE product wants of an instance. Of the layout "indexed" after its tokens were gathered (MoeGatherParams).
+// What a MoE product wants of an instance. Of the layout "indexed" once its pairs are sorted (MoeSortParams).
 struct MoeProblem {
   GemmParams gemm;
   MoeRows rows;

@@ -111,16 +111,16 @@ def _moe_gemm_outputs(
 
 
 def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, layout: str, top_k: int) -> int:
-    """Workspace of moe_gemm on a GPU: layout "indexed" gathers tokens by expert, with what they have."""
+    """Workspace of moe_gemm on a GPU: layout "indexed" sorts its pairs there by expert, with what they have."""
     if not x.is_cuda:
         return 0
+    copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
     if layout != "indexed":
-        return _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
+        return copy
     pairs = x.shape[0] * top_k
     scales = 0 if x_scale is None else x_scale.numel() * top_k
-    pitch = _ceil_div(x.shape[1] * x.element_size(), _PITCH_BYTES) * _PITCH_BYTES
-    parts = (pairs * pitch, 4 * scales, 4 * pairs, 4 * pairs, 4 * experts, 4 * experts)
-    return sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
+    parts = (4 * pairs, 4 * pairs, 4 * pairs, 4 * scales, 8 * experts)
+    return copy + sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
 
 
 def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:

@@ -47,7 +47,7 @@ def test_stored_numbers_never_change(enum, numbers: dict[str, int]) -> None:
 def test_build_info() -> None:
     info = he.build_info()
     assert info["version"] == he.__version__ == importlib.metadata.version("humming_ext")
-    assert info["layout_version"] == 3
+    assert info["layout_version"] == 4
     assert info["cpu_isa"] in ("x86-64-v4", "x86-64-v3", "baseline")
     assert isinstance(info["instances"], list) and isinstance(info["cuda_archs"], list)
     assert info == json.loads(ops.build_info())
@@ -267,7 +267,7 @@ def test_files_of_another_layout_version_are_refused(int4_weight: he.PackedWeigh
     state["w.desc"] = state["w.desc"].clone()
     state["w.desc"][0] += 1
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(RuntimeError, match=r"layout version 4.*pack the weight again"):
+    with pytest.raises(RuntimeError, match=r"layout version 5.*pack the weight again"):
         he.load_weights(tmp_path / "w.safetensors")
 
 

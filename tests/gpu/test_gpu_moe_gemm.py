@@ -85,13 +85,25 @@ def test_the_hint_chooses_an_instance(pair: tuple) -> None:
         moe_products.check_random(run, problem)
 
 
+@pytest.mark.parametrize("pair", [MXFP4, MXFP4_FP8], ids=str)
 @pytest.mark.parametrize(("turn", "routing"), list(enumerate(ROUTINGS)), ids=str)
-def test_every_routing(turn: int, routing: Routing) -> None:
-    mixture = make_mixture(MXFP4, 72, 80, routing, Epilogue(), "cuda")
+def test_every_routing(turn: int, routing: Routing, pair: tuple) -> None:
+    mixture = make_mixture(pair, 72, 80, routing, Epilogue(), "cuda")
     for layout in LAYOUTS:
         problem = lay_out(mixture, layout, block=BLOCKS[turn % len(BLOCKS)], pitched=turn % 2 == 0)
-        for parameter in runnable([MXFP4], experts=8):
+        for parameter in runnable([pair], experts=8):
             moe_products.check_random(forced(parameter.values[1]), problem)
+
+
+def test_every_width() -> None:
+    """Every number of rows that a tile can have: products are as wide as these want."""
+    experts = 260
+    routing = Routing("stairs", experts * (experts - 1) // 2, 1, experts)
+    for pair in (MXFP4, MXFP4_FP8):
+        mixture = make_mixture(pair, 72, 80, routing, Epilogue(), "cuda")
+        for problem in (lay_out(mixture, "contiguous"), lay_out(mixture, "indexed")):
+            for parameter in runnable([pair], experts=8):
+                moe_products.check_random(forced(parameter.values[1]), problem)
 
 
 @layouts

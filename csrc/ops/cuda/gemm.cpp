@@ -80,32 +80,34 @@ struct Workspace {
   }
 };
 
-// The problem after its tokens were gathered, and how to gather them.
-MoeProblem gathered(const MoeParams& params, MoeGatherParams* gather) {
+// The problem once its pairs are sorted, and how to sort them.
+MoeProblem sorted(const MoeParams& params, MoeSortParams* sort) {
   const GemmParams& gemm = params.gemm;
-  const int64_t experts = gemm.desc.experts;
-  gather->call = params;
-  gather->x_bytes = (gemm.desc.k * dtype_bits(gemm.x_dtype) + 7) / 8;
-  gather->x_pitch = (gather->x_bytes + 127) / 128 * 128;
-  gather->scale_groups = gemm.x_scale.row_stride;  // none, or one for all of x: 0
+  sort->pairs = {params.sorted_token_ids, params.expert_ids, params.num_post_padded,
+                 params.num_sorted,       params.block,      gemm.out_rows};
+  sort->experts = static_cast<int>(gemm.desc.experts);
+  sort->top_k = static_cast<int>(params.top_k);
+  sort->weights = gemm.topk_weights;
+  sort->scales = static_cast<const float*>(gemm.x_scale.data);
+  sort->scale_groups = gemm.x_scale.row_stride;  // none, or one for all of x: 0
   Workspace workspace{static_cast<uint8_t*>(gemm.workspace)};
-  gather->x = workspace.take<uint8_t>(gemm.out_rows * gather->x_pitch);
-  gather->x_scale = workspace.take<float>(gemm.out_rows * gather->scale_groups);
-  gather->out_rows = workspace.take<int32_t>(gemm.out_rows);
-  gather->row_weights = workspace.take<float>(gemm.out_rows);
-  gather->counts = workspace.take<int32_t>(experts);
-  gather->cursors = workspace.take<int32_t>(experts);
+  sort->x_rows = workspace.take<int32_t>(gemm.out_rows);
+  sort->out_rows = workspace.take<int32_t>(gemm.out_rows);
+  sort->row_weights = workspace.take<float>(gemm.out_rows);
+  sort->row_scales = workspace.take<float>(gemm.out_rows * sort->scale_groups);
+  sort->counts = workspace.take<int32_t>(2 * gemm.desc.experts);
   HUMMING_CHECK(gemm.workspace_bytes >= workspace.used && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0,
-                "humming::moe_gemm: workspace has ", gemm.workspace_bytes, " bytes, but tokens of the layout ",
-                "\"indexed\" are gathered in it: ", workspace.used, " bytes that begin at a multiple of 128");
+                "humming::moe_gemm: workspace has ", gemm.workspace_bytes, " bytes, but pairs of the layout ",
+                "\"indexed\" are sorted in it: ", workspace.used, " bytes that begin at a multiple of 128");
 
-  MoeProblem problem{gemm, {}, gather->out_rows, gemm.out_rows};
-  problem.gemm.x = gather->x;
-  problem.gemm.x_row_bytes = gather->x_pitch;
-  problem.gemm.rows = gemm.out_rows;
-  if (gather->scale_groups > 0) problem.gemm.x_scale.data = gather->x_scale;
-  if (gemm.topk_weights != nullptr) problem.gemm.topk_weights = gather->row_weights;
-  problem.rows.counts = gather->counts;
+  MoeProblem problem{gemm, {}, sort->out_rows, gemm.out_rows};
+  problem.gemm.workspace = workspace.base + workspace.used;
+  problem.gemm.workspace_bytes -= workspace.used;
+  if (sort->scale_groups > 0) problem.gemm.x_scale.data = sort->row_scales;
+  if (gemm.topk_weights != nullptr) problem.gemm.topk_weights = sort->row_weights;
+  problem.rows.counts = sort->counts;
+  problem.rows.pairs = sort->pairs;
+  problem.rows.x_rows = sort->x_rows;
   return problem;
 }
 
@@ -116,12 +118,12 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   const OnDeviceOf device(x);
   const DeviceInfo info = device.info();
   const bool indexed = params.layout == MoeLayout::indexed;
-  MoeGatherParams gather{};
-  MoeProblem problem = indexed ? gathered(params, &gather) : MoeProblem{params.gemm, {}, nullptr, params.gemm.rows};
-  if (!indexed) align_rows(op, &problem.gemm, device.stream());
+  MoeSortParams sort{};
+  MoeProblem problem = indexed ? sorted(params, &sort) : MoeProblem{params.gemm, {}, nullptr, params.gemm.rows};
+  align_rows(op, &problem.gemm, device.stream());
   problem.rows.layout = params.layout;
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
-  problem.rows.rows = static_cast<int>(problem.gemm.rows);
+  problem.rows.rows = static_cast<int>(indexed ? params.gemm.out_rows : params.gemm.rows);
   problem.rows.offsets = params.expert_offsets;
   problem.rows.offset_dtype = params.offset_dtype;
   if (params.layout == MoeLayout::masked) problem.rows.counts = params.expert_counts;
@@ -132,7 +134,7 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
       name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
   if (instance == nullptr) refuse(op, params.gemm, x, rejections_moe_gemm_sm90(problem, info));
   if (name != nullptr) check_runs(op, *name, cannot_run(*instance, problem, info));
-  if (indexed) launch<MoeGatherColumns>(op, x, gather);
+  if (indexed) launch<MoeSortColumns>(op, x, sort);
   instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
