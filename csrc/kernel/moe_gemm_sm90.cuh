@@ -310,8 +310,8 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
         }
         if (m.gathers_tokens) {
           ptx::mbarrier_wait(tables.full(), tables.phase);
-          const typename Producer::template Gather<kGatherers> gather(
-              next.work, static_cast<uint32_t>(p.x_row_bytes / 16), tables.table().x_row, role - 1, lane);
+          const typename Producer::template Gather<kGatherers> gather{
+              tables.table().x_row, static_cast<uint32_t>(p.x_row_bytes), role - 1, lane, next.work.tokens};
           gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x));
         } else if (ptx::elect_one()) {
           Producer::template produce<false, true>(m, &map, ring, next.work, 0);
@@ -336,17 +336,14 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     work.k_end = m.num_k_tiles;
 #pragma unroll 1
     for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
-      const auto finish = [&]() __attribute__((always_inline)) {
-        store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer, warp, thread);
-      };
       if constexpr (kTile.mma_patches == 0 && kTile.width_step() < kTile.tokens) {
         ptx::mbarrier_wait(tables.full(), tables.phase);
         work.tokens = __shfl_sync(kFullWarp, tables.table().count, 0);
-        Consumers::consume_width(m, ring, work, group, consumer, finish);
+        Consumers::consume_width(m, ring, work, group, consumer);
       } else {
         Consumers::consume(m, ring, work, group, consumer);
-        finish();
       }
+      store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer, warp, thread);
     }
   }
 }

@@ -151,40 +151,29 @@ struct Sm90Producer : Sm90Stage<Config> {
     }
   }
 
-  // Tokens that lie anywhere: token i of the work item is row rows[i] of x, whose rows are row_vectors * 16 bytes
-  // apart. By kWarps warps, every lane of which arrives at the full barriers; consumers order these copies before the
-  // products that read them (fence_proxy_async). Warps take turns with groups of eight tokens: a lane has one of the
-  // eight 16-byte chunks of a block, of two tokens of a group.
+  // Tokens that lie anywhere: token i of the work item is row rows[i] of x, in shared memory; rows are row_bytes apart.
+  // By kWarps warps, every lane of which arrives at the full barriers; consumers order these copies before the
+  // products that read them (fence_proxy_async). Warps take turns with groups of four tokens: a lane has one of the
+  // eight 16-byte chunks of a block.
   template <int kWarps>
   struct Gather {
     static constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
-    static constexpr int kGroups = (tile().tokens / 8 + kWarps - 1) / kWarps;  // of a warp
+    static constexpr int kTurns = (tile().tokens / 4 + kWarps - 1) / kWarps;  // of a warp
 
-    uint32_t vector[kGroups][2];  // where the rows begin in x
+    const int32_t* rows;
+    uint32_t row_bytes;
     int warp, lane, tokens;
-
-    __device__ Gather(const Work& work, uint32_t row_vectors, const int32_t* rows, int warp, int lane)
-        : warp(warp), lane(lane), tokens(work.tokens) {
-#pragma unroll
-      for (int i = 0; i < 2 * kGroups; ++i) {
-        const int token = token_of(i / 2, i % 2);
-        vector[i / 2][i % 2] = token < tokens ? rows[token] * row_vectors : 0;
-      }
-    }
-
-    __device__ int token_of(int group, int half) const { return 8 * (group * kWarps + warp) + 4 * half + lane / 8; }
 
     // kWhole: no column of the stage is past the last one, of which otherwise a lane has `left` bytes from its chunk
     // on.
     template <bool kWhole>
     __device__ void copy(const Sm90MainloopParams& p, uint32_t stage, const uint8_t* x, int left) const {
-      const uint32_t chunk = 16 * (lane % 8 ^ lane / 8);  // in the 128-byte swizzle; of the group's other half ^ 64
-#pragma unroll
-      for (int i = 0; i < 2 * kGroups; ++i) {
-        const int group = i / 2, half = i % 2, token = token_of(group, half);
-        if (token >= tokens) continue;
-        const uint8_t* from = x + uint64_t{vector[group][half]} * 16;
-        const uint32_t to = stage + 128 * token + (chunk ^ 64 * half);
+#pragma unroll 4
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const int token = 4 * (turn * kWarps + warp) + lane / 8;
+        if (token >= tokens) break;
+        const uint8_t* from = x + uint64_t{row_bytes} * static_cast<uint32_t>(rows[token]);
+        const uint32_t to = stage + 128 * token + 16 * (lane % 8 ^ token % 8);  // in the 128-byte swizzle
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
           const uint32_t target = to + block * token_rows(p) * 128;

@@ -147,14 +147,13 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
 
   // The fewest tokens, from kWidth up, that hold those of the work item. One loop for each, side by side: one after the
   // other they would share accumulators, and wgmma would wait for every one of them.
-  template <int kWidth = kWidthStep, class Finish>
+  template <int kWidth = kWidthStep>
   __device__ __forceinline__ static void consume_width(const Sm90MainloopParams& p, Ring& ring, const Work& work,
-                                                       int group, Consumer& c, const Finish& finish) {
+                                                       int group, Consumer& c) {
     if (kWidth == tile().tokens || work.tokens <= kWidth) {
       consume<kWidth>(p, ring, work, group, c);
-      finish();
     } else if constexpr (kWidth < tile().tokens) {
-      consume_width<kWidth + kWidthStep>(p, ring, work, group, c, finish);
+      consume_width<kWidth + kWidthStep>(p, ring, work, group, c);
     }
   }
 
