@@ -2,7 +2,8 @@
 //
 //   out[M, N] = x[M, K] * W[N, K]^T
 //   tile (row tile, token tile): 64 * row_groups packed rows x `tokens` tokens. Where K is split over warpgroups or
-//   CTAs a cluster has one tile, else it is persistent and takes every num_clusters-th.
+//   CTAs a cluster has one tile, else it is persistent and takes every num_clusters-th. With multicast a tile is that
+//   of a cluster: two row tiles.
 #pragma once
 
 #include <cuda.h>
@@ -39,7 +40,7 @@ __device__ typename Gemm::Work work_of(const GemmSm90Params& p, int tile, int ro
   typename Gemm::Work work;
   int token_tile = 0;
   work.packed = p.mainloop.packed;
-  work.row_tile = tile;
+  work.row_tile = tile;  // of the cluster
   if (token_tiles > 1) {
     const int per_group = row_tiles * p.raster;
     const int first = tile / per_group * p.raster;
@@ -48,6 +49,7 @@ __device__ typename Gemm::Work work_of(const GemmSm90Params& p, int tile, int ro
     token_tile = first + in_group % size;
     work.row_tile = in_group / size;
   }
+  if constexpr (Gemm::tile().multicast) work.row_tile = 2 * work.row_tile + rank;
   work.token = token_tile * Gemm::tile().tokens;
   work.tokens = min(Gemm::tile().tokens, p.mainloop.tokens - work.token);
   work.k_begin = 0;
@@ -83,22 +85,25 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
   const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
   const int lane = thread % 32;
   const int group = warp / 4;
-  const int rank = kTile.cluster_k > 1 ? ptx::cluster_rank() : 0;
+  const int rank = kTile.cluster() > 1 ? ptx::cluster_rank() : 0;
 
   // The warp that brings the weights sets the barriers up and goes on; the others wait for them.
   if (warp == 4 * kConsumers) {
     sm90_kernel::init_ring<Gemm>(ring, &map, 1);
     __syncwarp();
-    ptx::named_barrier_arrive<1, kTile.threads()>();
-  } else {
+    if (!kTile.multicast) ptx::named_barrier_arrive<1, kTile.threads()>();
+  } else if (!kTile.multicast) {
     ptx::named_barrier_sync<1, kTile.threads()>();
   }
+  // Copies and arrivals go to both CTAs.
+  if constexpr (kTile.multicast) ptx::cluster_sync();
 
-  const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
+  constexpr int kClusterStrips = kTile.row_groups * kTile.cluster_rows();
+  const int row_tiles = (m.num_strips + kClusterStrips - 1) / kClusterStrips;
   const int token_tiles = (m.tokens + kTile.tokens - 1) / kTile.tokens;
   const int num_tiles = row_tiles * token_tiles;
-  const int first_tile = blockIdx.x / kTile.cluster_k;
-  const int num_clusters = gridDim.x / kTile.cluster_k;
+  const int first_tile = blockIdx.x / kTile.cluster();
+  const int num_clusters = gridDim.x / kTile.cluster();
 
   const auto work_of_tile = [&](int tile) { return work_of<Gemm>(p, tile, row_tiles, token_tiles, rank); };
   auto work = work_of_tile(first_tile);
@@ -129,6 +134,7 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
     typename Consumers::Consumer consumer;
     consumer.warp = warp % 4;
     consumer.lane = lane;
+    consumer.other_cta = rank ^ 1;
     if constexpr (kTile.reduces()) {
       EpilogueTable table(epilogue, kTile.rows());
       table.load_rows(p.epilogue, kUnit, work.row_tile * kTile.rows(), kTile.rows(), thread, 128 * kConsumers);
@@ -172,11 +178,11 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
     if (group < kConsumers) {
       reduce_and_store<kTile.shares(), kTile.cluster_k, kTile.rows()>(
           p.epilogue, reinterpret_cast<const float*>(shared), EpilogueTable(epilogue, kTile.rows()), kTile.tokens,
-          work.row_tile * kTile.rows(), work.token, work.tokens, thread, 128 * kConsumers, rank);
+          work.row_tile * kTile.rows(), work.token, work.tokens, thread, 128 * kConsumers, kTile.cluster_k > 1 ? rank : 0);
     }
   }
-  // No CTA may end while another reads its shared memory.
-  if constexpr (kTile.cluster_k > 1) ptx::cluster_sync();
+  // No CTA may end while another reads its shared memory, or arrives there.
+  if constexpr (kTile.cluster() > 1) ptx::cluster_sync();
 }
 
 }  // namespace gemm_sm90

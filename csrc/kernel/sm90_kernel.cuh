@@ -34,7 +34,7 @@ __device__ void init_ring(const typename Gemm::Ring& ring, const CUtensorMap* ma
   if (ptx::elect_one()) {
     for (int i = 0; i < ring.p.stages; ++i) {
       ptx::mbarrier_init(ring.barriers + 8 * i, Gemm::full_arrivals(producers));
-      ptx::mbarrier_init(ring.barriers + 8 * (ring.p.stages + i), 128 * Gemm::tile().row_groups);
+      ptx::mbarrier_init(ring.barriers + 8 * (ring.p.stages + i), Gemm::kEmptyArrivals);
     }
     ptx::fence_mbarrier_init();
     ptx::prefetch_tensor_map(map);
@@ -60,9 +60,9 @@ void launch(void (*kernel)(const CUtensorMap, const Params), const Params& p, in
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  if (kTile.cluster_k > 1) {
+  if (kTile.cluster() > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(kTile.cluster_k), 1, 1};
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(kTile.cluster()), 1, 1};
   }
   if (p.mainloop.dependent_launch) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -43,6 +43,16 @@ HUMMING_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 HUMMING_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// At the barrier in the same place of another CTA of the cluster. Of the default scope: .cluster would fence all of
+// memory.
+HUMMING_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t cta) {
+  asm volatile(
+      "{.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
+      "r"(cta)
+      : "memory");
+}
 HUMMING_DEVICE void mbarrier_expect_tx(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -60,6 +70,15 @@ HUMMING_DEVICE void tensor_copy(uint32_t destination, const CUtensorMap* map, in
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
           "r"(destination),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+// To the same place in the CTAs of the cluster that `ctas` has bits for, at whose barriers it completes.
+HUMMING_DEVICE void tensor_copy_multicast(uint32_t destination, const CUtensorMap* map, int x, int y, int z,
+                                          uint32_t barrier, uint16_t ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(destination),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(ctas)
       : "memory");
 }
 HUMMING_DEVICE void async_copy_16(uint32_t destination, const void* source) {

@@ -24,6 +24,7 @@ struct Sm90Consumer : Sm90Stage<Config> {
   struct Consumer {
     int warp;  // of the warpgroup
     int lane;
+    uint32_t other_cta;  // with multicast
     MmaType acc[kPatches][kSums];
     float total[kPatches][kPromoted ? kSums : 1];
   };
@@ -32,6 +33,14 @@ struct Sm90Consumer : Sm90Stage<Config> {
   __device__ static int stage_share(const Consumer& c) { return kMmaSync ? c.warp % tile().stage_shares() : 0; }
   __device__ static int first_patch(const Consumer& c) {
     return kMmaSync ? c.warp / tile().stage_shares() * kPatches : c.warp;
+  }
+
+  // Hands a stage back to those who fill it.
+  __device__ static void release(uint32_t empty, const Consumer& c) {
+    ptx::mbarrier_arrive(empty);
+    if constexpr (tile().multicast) {
+      if (c.lane == 0) ptx::mbarrier_arrive_cluster(empty, c.other_cta);
+    }
   }
 
   // The finished sums of a thread, of one of its 16-row patches.

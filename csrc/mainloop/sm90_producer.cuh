@@ -18,7 +18,8 @@ struct Sm90Producer : Sm90Stage<Config> {
   using typename Stage::Ring;
   using typename Stage::Work;
 
-  static constexpr bool kBoxes = kExperts && tile().fetches_boxes();
+  static constexpr bool kVariesBoxes = kExperts && tile().fetches_boxes();
+  static constexpr bool kBoxes = kVariesBoxes || tile().multicast;
 
   // Where the next copies of a work item come from. Running addresses, because one lane walks through this code and
   // every instruction delays the next copy.
@@ -26,7 +27,7 @@ struct Sm90Producer : Sm90Stage<Config> {
     const uint8_t* weights;  // of the first row group
     int strips;              // row groups that exist
     int token;
-    int boxes;  // of tokens
+    int first_box, boxes;  // of tokens
     int block;  // of 128 bytes along K
   };
 
@@ -69,7 +70,8 @@ struct Sm90Producer : Sm90Stage<Config> {
   }
 
   // Tokens of a whole stage. One copy brings all blocks where K is a multiple of a block, else one copy a block, so
-  // that the columns past K are zeros and not the next token's; one for each box where tokens come in boxes.
+  // that the columns past K are zeros and not the next token's; one for each box where tokens come in boxes. With
+  // multicast a box is half of the tokens, the CTA's own, for both CTAs.
   __device__ static void copy_tokens(const Sm90MainloopParams& p, const CUtensorMap* map, const Ring& ring,
                                      Source& source) {
     constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
@@ -81,9 +83,12 @@ struct Sm90Producer : Sm90Stage<Config> {
       for (int i = 0; i < kBlocks; ++i, to += token_rows(p) * 128) {
         const int block = source.block + i;
 #pragma unroll 1
-        for (int box = 0; box < source.boxes; ++box) {
-          ptx::tensor_copy(to + box * tile().box_rows() * 128, map, whole ? 0 : block * kBlockColumns,
-                           source.token + box * tile().box_rows(), whole ? block : 0, ring.full());
+        for (int box = source.first_box; box < source.first_box + source.boxes; ++box) {
+          const int row = box * tile().box_rows(), x = whole ? 0 : block * kBlockColumns, z = whole ? block : 0;
+          if constexpr (tile().multicast)
+            ptx::tensor_copy_multicast(to + row * 128, map, x, source.token + row, z, ring.full(), 0b11);
+          else
+            ptx::tensor_copy(to + row * 128, map, x, source.token + row, z, ring.full());
         }
       }
     } else if (p.k % kBlockColumns == 0) {
@@ -108,12 +113,13 @@ struct Sm90Producer : Sm90Stage<Config> {
     const int strip = work.row_tile * tile().row_groups;
     Source source;
     source.weights = work.packed + strip * p.strip_bytes + static_cast<int64_t>(work.k_begin) * p.record_bytes;
-    source.strips = min(tile().row_groups, p.num_strips - strip);
+    source.strips = max(0, min(tile().row_groups, p.num_strips - strip));  // of a pair, one may have none
     source.token = work.token;
-    source.boxes = (work.tokens + tile().box_rows() - 1) / tile().box_rows();
+    source.first_box = tile().multicast ? work.row_tile % 2 : 0;
+    source.boxes = tile().multicast ? 1 : (work.tokens + tile().box_rows() - 1) / tile().box_rows();
     source.block = work.k_begin * tile().token_blocks();
 
-    const int token_bytes = tile().token_copy_bytes(kBoxes ? source.boxes * tile().box_rows() : token_rows(p));
+    const int token_bytes = tile().token_copy_bytes(kVariesBoxes ? source.boxes * tile().box_rows() : token_rows(p));
     const int tail = p.half_tail && work.k_end == p.num_k_tiles;
     const int records = work.k_end - work.k_begin - tail;
     const int full_stages = records / kStageTiles;

@@ -6,7 +6,8 @@
 //                     where tokens have groups, their scales [record of the stage][token]
 //
 // Barriers of stage s: full (the producer's arrive with its byte count, and all lanes of the warp that brings scales),
-// empty (all lanes of the warps that have the stage).
+// empty (all lanes of the warps that have the stage; with multicast also one of each of these warps of the other CTA,
+// which writes there).
 #pragma once
 
 #include "mainloop/ptx.h"
@@ -25,8 +26,8 @@ struct Sm90Stage {
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups, Config::kSplitK, Config::kClusterK,   Config::kTokens,
-            Config::kKTiles,    k16 ? 2 : 1,     Config::kMmaPatches, Config::kTokenGroups};
+    return {Config::kRowGroups, Config::kSplitK,     Config::kClusterK,    Config::kTokens,   Config::kKTiles,
+            k16 ? 2 : 1,        Config::kMmaPatches, Config::kTokenGroups, Config::kMulticast};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
@@ -40,6 +41,7 @@ struct Sm90Stage {
   static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
   static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
   static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
+  static_assert(!tile().multicast || (!kMmaSync && tile().cluster_k == 1), "multicast is written for wgmma, in pairs");
 
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
   static constexpr bool kClearTail = Weights::kTraits.specials != Specials::none;
@@ -98,6 +100,7 @@ struct Sm90Stage {
 
   // At a full barrier, besides the bytes: those who bring weights and tokens, and all lanes of the warp of scales.
   static constexpr int full_arrivals(int producers) { return producers + (Config::kTokenGroups ? 32 : 0); }
+  static constexpr int kEmptyArrivals = 4 * tile().row_groups * (tile().multicast ? 33 : 32);
 };
 
 }  // namespace humming

@@ -11,7 +11,8 @@
 //                 reads their tokens once for all of them
 //   stage         k_tiles records along K, with mma.sync mma_patches * k_tiles, for each of the row groups, and their
 //                 columns of all tokens. Small stages let the first warpgroup begin early
-//   cluster       cluster_k CTAs split K
+//   cluster       cluster_k CTAs split K. `multicast`: two CTAs have neighbouring row tiles of the same tokens, half of
+//                 which each brings to both
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,7 @@ struct Sm90Tile {
   int value_bytes;    // of a token's element
   int mma_patches;    // 0: wgmma. 1, 2, 4: mma.sync, row_groups is 1
   bool token_groups;  // tokens have a scale per record, not one for all of K
+  bool multicast;
 
   constexpr int rows() const { return kStripRows * row_groups; }
   constexpr int consumer_groups() const { return row_groups * split_k; }
@@ -33,6 +35,8 @@ struct Sm90Tile {
   constexpr int stage_shares() const { return mma_patches > 0 ? mma_patches : 1; }
   constexpr int shares() const { return split_k * stage_shares(); }
   constexpr int stage_tiles() const { return stage_shares() * k_tiles; }
+  constexpr int cluster_rows() const { return multicast ? 2 : 1; }  // row tiles
+  constexpr int cluster() const { return cluster_k * cluster_rows(); }
   constexpr bool reduces() const { return shares() * cluster_k > 1; }
   // Accumulators of 64 x 128 and more, and four warpgroups side by side, want registers moved from producers to
   // consumers, warpgroup by warpgroup.
@@ -43,7 +47,7 @@ struct Sm90Tile {
   // Shared memory. Tokens of a record: blocks of 128 bytes per token, [block][token row][128]. Where tokens are few
   // there are no more rows than tokens, because copies that run past the last one are slow; what a product finds in
   // place of others gives columns of sums that nobody stores.
-  constexpr bool drops_rows() const { return tokens <= 32; }
+  constexpr bool drops_rows() const { return tokens <= 32 && !multicast; }
   constexpr int token_rows(int64_t existing) const {
     return drops_rows() && existing < tokens ? static_cast<int>(existing) : tokens;
   }
@@ -51,7 +55,7 @@ struct Sm90Tile {
   // many tokens fetch no more of them than that, `box_rows` at a time.
   constexpr int width_step() const { return tokens <= 32 ? 8 : tokens <= 128 ? 16 : tokens < 256 ? 32 : 64; }
   constexpr bool fetches_boxes() const { return tokens > 64; }
-  constexpr int box_rows() const { return fetches_boxes() ? 32 : tokens; }
+  constexpr int box_rows() const { return multicast ? tokens / 2 : fetches_boxes() ? 32 : tokens; }
   constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
   constexpr int token_copy_bytes(int token_rows) const { return stage_tiles() * token_blocks() * token_rows * 128; }
   constexpr int token_stage_bytes(int token_rows) const { return (token_copy_bytes(token_rows) + 1023) / 1024 * 1024; }

@@ -79,7 +79,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
       ptx::wgmma_commit_group();
       if constexpr (!(kPromoted && kPart + 1 == kParts)) ptx::wgmma_wait_group<1>();
       if constexpr (kPart == 0) {
-        if (pending != 0) ptx::mbarrier_arrive(pending);
+        if (pending != 0) Base::release(pending, c);
         pending = 0;
       }
       multiply_parts<kWidth, kPart + 1>(p, weights, rows, fragment, tokens, accumulate, pending, c);
@@ -171,14 +171,14 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
         [&](const uint8_t* records, int record) { multiply_record<kWidth>(p, ring, records, record, pending, c); },
         [&](uint32_t empty) {
           if constexpr (kPromoted) {
-            ptx::mbarrier_arrive(empty);
+            Base::release(empty, c);
           } else {
             pending = empty;
           }
         });
     if constexpr (!kPromoted) {
       ptx::wgmma_wait_group<0>();
-      if (pending != 0) ptx::mbarrier_arrive(pending);
+      if (pending != 0) Base::release(pending, c);
       if constexpr (kOperand == Operand::s8) {
         // Else the zeros of a work item without records make two sets of registers: sums, and sums converted to float.
 #pragma unroll

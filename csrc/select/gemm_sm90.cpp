@@ -26,10 +26,11 @@ struct Grid {
 
 Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const Sm90Tile tile = tile_of(c);
+  const int strips = tile.row_groups * tile.cluster_rows();
   const int64_t clusters =
-      (p.desc.num_strips() + tile.row_groups - 1) / tile.row_groups * ((p.rows + tile.tokens - 1) / tile.tokens);
-  const int64_t resident = device.num_sms * c.ctas / tile.cluster_k;
-  return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster_k)};
+      (p.desc.num_strips() + strips - 1) / strips * ((p.rows + tile.tokens - 1) / tile.tokens);
+  const int64_t resident = device.num_sms * c.ctas / tile.cluster();
+  return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster())};
 }
 
 }  // namespace
@@ -68,9 +69,9 @@ double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p,
   constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
   const double multiplies = tile.value_bytes == 2 ? 2048.0 : 4096.0;  // multiply-adds per cycle and SM
   constexpr double kStart = 3000;                                     // launch, first bytes, epilogue
-  const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster_k;
+  const double ctas = static_cast<double>(grid_of(c, p, device).clusters) * tile.cluster();
   const double per_sm = std::min<double>(c.ctas, std::ceil(ctas / device.num_sms));
-  const double waves = std::ceil(ctas / (device.num_sms / tile.cluster_k * tile.cluster_k * per_sm));
+  const double waves = std::ceil(ctas / (device.num_sms / tile.cluster() * tile.cluster() * per_sm));
   const double share = std::min(1.0, ctas / device.num_sms) * per_sm;  // CTAs that compete for an SM's bandwidth
   const double memory = tile.row_groups * RecordGeometry(p.desc, 2).bytes / kBytesPerCycle * share;
   const double multiply = static_cast<double>(tile.rows()) * tile.tokens * kTileK / multiplies * per_sm;

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <tuple>
 
+#include "instances/instances.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
 #include "layout/record.h"
@@ -31,10 +32,14 @@ namespace select_sm90 {
 inline constexpr int kMaxStages = 16;
 inline constexpr int kReservedShared = 1024;  // what the system takes of a block's share of an SM
 
+inline bool multicast_of(const GemmSm90Columns& c) { return c.multicast; }
+inline bool multicast_of(const MoeGemmSm90Columns&) { return false; }
+
 template <class Columns>
 Sm90Tile tile_of(const Columns& c) {
   const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
-  return {c.row_groups, c.split_k, c.cluster_k, c.tokens, c.k_tiles, value_bytes, c.mma_patches, c.token_groups};
+  return {c.row_groups, c.split_k,     c.cluster_k,    c.tokens,       c.k_tiles,
+          value_bytes,  c.mma_patches, c.token_groups, multicast_of(c)};
 }
 
 inline ScaleStorage storage_of(ScaleType type) {
