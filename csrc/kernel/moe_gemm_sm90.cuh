@@ -31,7 +31,7 @@ constexpr sm90_kernel::Registers registers_of(int consumer_groups) {
 template <class Config>
 struct Experts : Config {
   static constexpr bool kExperts = true;
-  static constexpr bool kMulticast = false;
+  static constexpr bool kMulticast = false, kHalfRecords = false;
 };
 template <class Config>
 using GemmOf = Sm90Gemm<Experts<Config>>;

@@ -26,8 +26,8 @@ struct Sm90Stage {
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups, Config::kSplitK,     Config::kClusterK,    Config::kTokens,   Config::kKTiles,
-            k16 ? 2 : 1,        Config::kMmaPatches, Config::kTokenGroups, Config::kMulticast};
+    return {Config::kRowGroups, Config::kSplitK,     Config::kClusterK,    Config::kTokens,    Config::kKTiles,
+            k16 ? 2 : 1,        Config::kMmaPatches, Config::kTokenGroups, Config::kMulticast, Config::kHalfRecords};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
@@ -41,6 +41,9 @@ struct Sm90Stage {
   static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
   static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
   static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
+  static_assert(!tile().half_records || (!kMmaSync && k16 && Config::kScaleStorage == ScaleStorage::none &&
+                                         Config::kZero == ZeroKind::none),
+                "half a record stands alone only without scales and zero points, and has whole blocks of 16-bit tokens");
   static_assert(!tile().multicast || (!kMmaSync && tile().cluster_k == 1), "multicast is written for wgmma, in pairs");
 
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.

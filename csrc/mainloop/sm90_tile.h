@@ -9,6 +9,8 @@
 //                 stage, from stage w / row_groups on. wgmma: it multiplies the k_tiles records of a stage together.
 //                 mma.sync: each of its warps has `mma_patches` of the four 16-row patches of k_tiles records, and
 //                 reads their tokens once for all of them
+//   record        128 columns of 64 rows, or with `half_records` 64: where it has nothing but codes, its halves are
+//                 records too, and where tokens are many, three stages of whole ones do not fit
 //   stage         k_tiles records along K, with mma.sync mma_patches * k_tiles, for each of the row groups, and their
 //                 columns of all tokens. Small stages let the first warpgroup begin early
 //   cluster       cluster_k CTAs split K. `multicast`: two CTAs have neighbouring row tiles of the same tokens, half of
@@ -28,6 +30,7 @@ struct Sm90Tile {
   int mma_patches;    // 0: wgmma. 1, 2, 4: mma.sync, row_groups is 1
   bool token_groups;  // tokens have a scale per record, not one for all of K
   bool multicast;
+  bool half_records;
 
   constexpr int rows() const { return kStripRows * row_groups; }
   constexpr int consumer_groups() const { return row_groups * split_k; }
@@ -56,7 +59,8 @@ struct Sm90Tile {
   constexpr int width_step() const { return tokens <= 32 ? 8 : tokens <= 128 ? 16 : tokens < 256 ? 32 : 64; }
   constexpr bool fetches_boxes() const { return tokens > 64; }
   constexpr int box_rows() const { return multicast ? tokens / 2 : fetches_boxes() ? 32 : tokens; }
-  constexpr int token_blocks() const { return kTileK * value_bytes / 128; }  // of one record
+  constexpr int record_halves() const { return half_records ? 1 : 2; }
+  constexpr int token_blocks() const { return record_halves() * kHalfK * value_bytes / 128; }  // of one record
   constexpr int token_copy_bytes(int token_rows) const { return stage_tiles() * token_blocks() * token_rows * 128; }
   constexpr int token_stage_bytes(int token_rows) const { return (token_copy_bytes(token_rows) + 1023) / 1024 * 1024; }
   constexpr int weight_stage_bytes(int record_bytes) const { return stage_tiles() * row_groups * record_bytes; }

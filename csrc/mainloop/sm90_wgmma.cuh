@@ -42,10 +42,11 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   }
 
   // MMA steps of a record, and how many are dequantised and multiplied at a time.
-  static constexpr int kSteps = 2 * Weights::kSteps;
-  static constexpr int kPartSteps = kExperts ? 2 : Weights::kSteps;
+  static constexpr int kSteps = tile().record_halves() * Weights::kSteps;
+  static constexpr int kPartSteps = kExperts || tile().half_records ? 2 : Weights::kSteps;
   static constexpr int kParts = kSteps / kPartSteps;
   using Fragments = uint32_t[2][kPartSteps][4];  // of two parts in turn
+  static_assert(kParts % 2 == 0);
 
   template <int kStep, int kEnd>
   __device__ __forceinline__ static void fragments(const RecordView& view, const Weights& weights,
@@ -93,7 +94,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     Weights weights;
     typename Weights::Row rows[2];
     Fragments fragment;
-    weights.load(p.view, records + record * p.record_bytes, c.warp, c.lane);
+    weights.template load<tile().record_halves()>(p.view, records + record * p.record_bytes, c.warp, c.lane);
     const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_blocks() * token_rows(p) * 128);
     multiply_parts<kWidth, 0>(p, weights, rows, fragment, tokens, !kPromoted, pending, c);
     if constexpr (kPromoted) {

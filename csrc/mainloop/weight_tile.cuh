@@ -180,9 +180,13 @@ struct WeightTile {
                        2 * kGroups, kExact>
       zeros;
 
+  // kHalves: of the record that are there.
+  template <int kHalves = 2>
   __device__ __forceinline__ void load(const RecordView& view, const uint8_t* record, int warp, int lane) {
-    weight_tile::load_words<kBits>(record, warp, lane, words[0]);
-    weight_tile::load_words<kBits>(record + kHalfBytes, warp, lane, words[1]);
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      weight_tile::load_words<kBits>(record + half * kHalfBytes, warp, lane, words[half]);
+    }
     const int row_pair = 8 * warp + lane / 4;
     scales.load(record + view.scale_offset, row_pair, 2 * groups(view));
     zeros.load(record + view.zero_offset, row_pair, 2 * (kExact ? kGroups : view.zero_groups));

@@ -14,7 +14,7 @@ constexpr int kMaxScalarTokens = 64;  // larger tiles store aligned 16-bit vecto
 
 int stages_for(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const Sm90Tile tile = tile_of(c);
-  const int record_bytes = RecordGeometry(p.desc, 2).bytes;
+  const int record_bytes = record_bytes_of(c, p.desc);
   return stages_of(c, device,
                    [&](int stages) { return tile.shared_bytes(stages, record_bytes, tile.token_rows(p.rows)); });
 }

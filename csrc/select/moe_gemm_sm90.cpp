@@ -15,7 +15,7 @@ constexpr int kMaxExperts = 4096;  // whose list fits beside the ring
 
 // Tokens in shared memory are those of a whole tile: a block may end anywhere in x.
 int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInfo& device) {
-  const int record_bytes = RecordGeometry(p.gemm.desc, 2).bytes;
+  const int record_bytes = record_bytes_of(c, p.gemm.desc);
   return stages_of(c, device,
                    [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <tuple>
+#include <type_traits>
 
 #include "instances/instances.h"
 #include "kernel/gemm_params.h"
@@ -32,14 +33,28 @@ namespace select_sm90 {
 inline constexpr int kMaxStages = 16;
 inline constexpr int kReservedShared = 1024;  // what the system takes of a block's share of an SM
 
-inline bool multicast_of(const GemmSm90Columns& c) { return c.multicast; }
-inline bool multicast_of(const MoeGemmSm90Columns&) { return false; }
-
 template <class Columns>
 Sm90Tile tile_of(const Columns& c) {
-  const int value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
-  return {c.row_groups, c.split_k,     c.cluster_k,    c.tokens,       c.k_tiles,
-          value_bytes,  c.mma_patches, c.token_groups, multicast_of(c)};
+  Sm90Tile tile{};
+  tile.row_groups = c.row_groups;
+  tile.split_k = c.split_k;
+  tile.cluster_k = c.cluster_k;
+  tile.tokens = c.tokens;
+  tile.k_tiles = c.k_tiles;
+  tile.value_bytes = order_of(c.operand) == Order::k16 ? 2 : 1;
+  tile.mma_patches = c.mma_patches;
+  tile.token_groups = c.token_groups;
+  if constexpr (std::is_same_v<Columns, GemmSm90Columns>) {
+    tile.multicast = c.multicast;
+    tile.half_records = c.half_records;
+  }
+  return tile;
+}
+
+// Bytes of a record in the ring.
+template <class Columns>
+int record_bytes_of(const Columns& c, const WeightDesc& desc) {
+  return RecordGeometry(desc, tile_of(c).record_halves()).bytes;
 }
 
 inline ScaleStorage storage_of(ScaleType type) {
@@ -103,13 +118,15 @@ inline int early_stages_of(int stages) { return std::max(1, (2 * stages + 2) / 5
 template <class Columns>
 Sm90MainloopParams mainloop_params(const Columns& c, const GemmParams& p, int64_t rows, int stages) {
   const WeightDesc& desc = p.desc;
-  const RecordGeometry full(desc, 2), tail(desc, 1);
+  const int halves = tile_of(c).record_halves();
+  const RecordGeometry full(desc, halves), tail(desc, 1);
+  const bool half_tail = desc.k_tile_halves(desc.num_k_tiles() - 1) == 1;
   Sm90MainloopParams m{};
   m.packed = p.packed;
   m.strip_bytes = desc.strip_bytes();
   m.num_strips = static_cast<int>(desc.num_strips());
-  m.num_k_tiles = static_cast<int>(desc.num_k_tiles());
-  m.half_tail = desc.k_tile_halves(desc.num_k_tiles() - 1) == 1;
+  m.num_k_tiles = static_cast<int>(halves == 2 ? desc.num_k_tiles() : 2 * desc.num_k_tiles() - half_tail);
+  m.half_tail = halves == 2 && half_tail;
   m.record_bytes = full.bytes;
   m.tail_codes_bytes = tail.codes_bytes;
   m.tail_scale_bytes = tail.bytes - tail.codes_bytes;
