@@ -57,7 +57,7 @@ def table_source(rows: list[dict[str, str]], names: dict[str, list[str]]) -> str
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=pathlib.Path, required=True)
+    parser.add_argument("--rows", type=pathlib.Path, nargs="+", required=True, help="a file for each GPU")
     parser.add_argument("--manifest", type=pathlib.Path, required=True)
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--archs", required=True, help="semicolon-separated; empty: no CUDA")
@@ -67,7 +67,7 @@ def main() -> int:
     instances = select_instances(manifest, read_families(manifest), args.preset, args.archs.split(";"))
     try:
         names = {family: [i.name for i in instances if i.family.name == family] for family in FAMILIES}
-        source = table_source(read_rows(args.rows), names)
+        source = table_source([row for path in args.rows for row in read_rows(path)], names)
     except ValueError as error:
         sys.exit(str(error))
     write_if_changed(args.out / "select" / "tuned_table.cpp", source)
