@@ -19,7 +19,7 @@ namespace gemm_sm90 {
 
 template <class Config>
 struct Dense : Config {
-  static constexpr bool kExperts = false;
+  static constexpr bool kExperts = false, kTwoStrips = false;
 };
 template <class Config>
 using GemmOf = Sm90Gemm<Dense<Config>>;
@@ -145,14 +145,13 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
       Consumers::consume(m, ring, work, group, consumer);
       // All warps are done with the stages, which the partial sums overwrite.
       ptx::named_barrier_sync<2, 128 * kConsumers>();
-      const int share = group / kTile.row_groups * kTile.stage_shares() + Consumers::stage_share(consumer);
+      const int share = group / kTile.row_teams() * kTile.stage_shares() + Consumers::stage_share(consumer);
       constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
       float* plane = reinterpret_cast<float*>(shared) + share * kTile.tokens * kPitch;
 #pragma unroll
       for (int patch = 0; patch < Gemm::kPatches; ++patch) {
         store_partial<kTile.tokens>(Consumers::sums(consumer, patch), plane, kPitch,
-                                    64 * (group % kTile.row_groups) + 16 * (Consumers::first_patch(consumer) + patch),
-                                    lane);
+                                    Consumers::row_of(consumer, group, patch), lane);
       }
     } else {
 #pragma unroll 1
@@ -162,10 +161,10 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
         if (m.dependent_launch) ptx::wait_for_dependencies();
         int here = lane;
         ptx::forget(here);  // else what follows from the lane stays in registers of the main loop
-        store_sums<kTile.tokens>(
-            p.epilogue, Consumers::sums(consumer, 0), kUnit,
-            work.row_tile * kTile.rows() + 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer),
-            work.token, m.tokens, here, epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+        store_sums<kTile.tokens>(p.epilogue, Consumers::sums(consumer, 0), kUnit,
+                                 work.row_tile * kTile.rows() + Consumers::row_of(consumer, group, 0), work.token,
+                                 m.tokens, here,
+                                 epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
       }
     }
   }

@@ -216,15 +216,14 @@ __device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tab
   constexpr int kThreads = 128 * kConsumers;
   ptx::forget(thread);  // else what follows from the thread stays in registers of the main loop
   const int lane = thread % kWarpSize, group = warp / 4;
-  const int row = 64 * (group % kTile.row_groups) + 16 * Consumers::first_patch(consumer);
   if constexpr (kTile.reduces()) {
     constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
-    const int share = group / kTile.row_groups * kTile.stage_shares() + Consumers::stage_share(consumer);
+    const int share = group / kTile.row_teams() * kTile.stage_shares() + Consumers::stage_share(consumer);
     ptx::named_barrier_sync<kConsumerBarrier, kThreads>();  // the sums of the tile before have been read
 #pragma unroll
     for (int patch = 0; patch < Gemm::kPatches; ++patch) {
       store_partial<kTile.tokens>(Consumers::sums(consumer, patch), sums + share * kTile.tokens * kPitch, kPitch,
-                                  row + 16 * patch, lane);
+                                  Consumers::row_of(consumer, group, patch), lane);
     }
     ptx::named_barrier_sync<kConsumerBarrier, kThreads>();
     ptx::mbarrier_wait(tables.full(), tables.phase);
@@ -233,8 +232,11 @@ __device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tab
   } else {
     constexpr int kOfWarp = moe_sums_bytes(kTile) / (16 * kConsumers);  // floats
     ptx::mbarrier_wait(tables.full(), tables.phase);
-    store_moe_sums<kTile.tokens>(p.epilogue, tables.table(), Consumers::sums(consumer, 0), kUnit, row,
-                                 sums + warp * kOfWarp, lane);
+#pragma unroll
+    for (int patch = 0; patch < Gemm::kPatches; ++patch) {
+      store_moe_sums<kTile.tokens>(p.epilogue, tables.table(), Consumers::sums(consumer, patch), kUnit,
+                                   Consumers::row_of(consumer, group, patch), sums + warp * kOfWarp, lane);
+    }
   }
   __syncwarp();
   if (lane == 0) ptx::mbarrier_arrive(tables.empty());

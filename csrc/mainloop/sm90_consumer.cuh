@@ -34,6 +34,11 @@ struct Sm90Consumer : Sm90Stage<Config> {
   __device__ static int first_patch(const Consumer& c) {
     return kMmaSync ? c.warp / tile().stage_shares() * kPatches : c.warp;
   }
+  // Row of the tile with which a patch of a warp begins; group: the warpgroup.
+  __device__ static int row_of(const Consumer& c, int group, int patch) {
+    const int strip = group % tile().row_teams() * tile().strips() + (kMmaSync ? 0 : patch);
+    return 64 * strip + 16 * (first_patch(c) + (kMmaSync ? patch : 0));
+  }
 
   // Hands a stage back to those who fill it.
   __device__ static void release(uint32_t empty, const Consumer& c) {

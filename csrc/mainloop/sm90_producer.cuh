@@ -159,12 +159,12 @@ struct Sm90Producer : Sm90Stage<Config> {
 
   // Tokens that lie anywhere: token i of the work item is row rows[i] of x, in shared memory; rows are row_bytes apart.
   // By kWarps warps, every lane of which arrives at the full barriers; consumers order these copies before the
-  // products that read them (fence_proxy_async). Warps take turns with groups of four tokens: a lane has one of the
-  // eight 16-byte chunks of a block.
+  // products that read them (fence_proxy_async). A warp takes 16 tokens at a time: a lane has one of the eight 16-byte
+  // chunks of a block, of four neighbouring tokens, whose rows it reads in one load.
   template <int kWarps>
   struct Gather {
     static constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
-    static constexpr int kTurns = (tile().tokens / 4 + kWarps - 1) / kWarps;  // of a warp
+    static constexpr int kTurns = (tile().tokens + 16 * kWarps - 1) / (16 * kWarps);  // of a warp
 
     const int32_t* rows;
     uint32_t row_bytes;
@@ -174,20 +174,27 @@ struct Sm90Producer : Sm90Stage<Config> {
     // on.
     template <bool kWhole>
     __device__ void copy(const Sm90MainloopParams& p, uint32_t stage, const uint8_t* x, int left) const {
-#pragma unroll 4
+#pragma unroll 1
       for (int turn = 0; turn < kTurns; ++turn) {
-        const int token = 4 * (turn * kWarps + warp) + lane / 8;
-        if (token >= tokens) break;
-        const uint8_t* from = x + uint64_t{row_bytes} * static_cast<uint32_t>(rows[token]);
-        const uint32_t to = stage + 128 * token + 16 * (lane % 8 ^ token % 8);  // in the 128-byte swizzle
+        const int first = 16 * (turn * kWarps + warp) + lane / 8 * 4;
+        if (first >= tokens) break;
+        const int4 four = *reinterpret_cast<const int4*>(rows + first);
+        const int32_t row[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
-          const uint32_t target = to + block * token_rows(p) * 128;
-          const int size = max(0, min(16, left - 128 * block));
-          if constexpr (kWhole)
-            ptx::async_copy_16(target, from + 128 * block);
-          else
-            ptx::async_copy_16(target, size > 0 ? from + 128 * block : x, size);
+        for (int i = 0; i < 4; ++i) {
+          const int token = first + i;
+          const uint8_t* from = x + uint64_t{row_bytes} * static_cast<uint32_t>(row[i]);
+          const uint32_t to = stage + 128 * token + 16 * (lane % 8 ^ token % 8);  // in the 128-byte swizzle
+          if (token >= tokens) continue;
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block) {
+            const uint32_t target = to + block * token_rows(p) * 128;
+            const int size = max(0, min(16, left - 128 * block));
+            if constexpr (kWhole)
+              ptx::async_copy_16(target, from + 128 * block);
+            else
+              ptx::async_copy_16(target, size > 0 ? from + 128 * block : x, size);
+          }
         }
       }
     }

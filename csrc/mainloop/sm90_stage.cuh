@@ -26,8 +26,9 @@ struct Sm90Stage {
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups, Config::kSplitK,     Config::kClusterK,    Config::kTokens,    Config::kKTiles,
-            k16 ? 2 : 1,        Config::kMmaPatches, Config::kTokenGroups, Config::kMulticast, Config::kHalfRecords};
+    return {Config::kRowGroups,   Config::kSplitK,      Config::kClusterK,  Config::kTokens,
+            Config::kKTiles,      k16 ? 2 : 1,          Config::kMmaPatches, Config::kTokenGroups,
+            Config::kMulticast,   Config::kHalfRecords, Config::kTwoStrips};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
@@ -36,7 +37,7 @@ struct Sm90Stage {
   using MmaType = std::conditional_t<kOperand == Operand::s8, int, float>;
   static constexpr int kSums = tile().tokens / 2;  // accumulators of a thread and 16 rows
   static constexpr bool kMmaSync = tile().mma_patches > 0;
-  static constexpr int kPatches = kMmaSync ? tile().mma_patches : 1;  // of 16 rows that a warp has
+  static constexpr int kPatches = kMmaSync ? tile().mma_patches : tile().strips();  // of 16 rows that a warp has
 
   static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
   static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
@@ -44,6 +45,8 @@ struct Sm90Stage {
   static_assert(!tile().half_records || (!kMmaSync && k16 && Config::kScaleStorage == ScaleStorage::none &&
                                          Config::kZero == ZeroKind::none),
                 "half a record stands alone only without scales and zero points, and has whole blocks of 16-bit tokens");
+  static_assert(!tile().two_strips || (!kMmaSync && !kPromoted && tile().row_groups % 2 == 0),
+                "accumulators of two strips leave no room for totals");
   static_assert(!tile().multicast || (!kMmaSync && tile().cluster_k == 1), "multicast is written for wgmma, in pairs");
 
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
@@ -103,7 +106,7 @@ struct Sm90Stage {
 
   // At a full barrier, besides the bytes: those who bring weights and tokens, and all lanes of the warp of scales.
   static constexpr int full_arrivals(int producers) { return producers + (Config::kTokenGroups ? 32 : 0); }
-  static constexpr int kEmptyArrivals = 4 * tile().row_groups * (tile().multicast ? 33 : 32);
+  static constexpr int kEmptyArrivals = 4 * tile().row_teams() * (tile().multicast ? 33 : 32);
 };
 
 }  // namespace humming

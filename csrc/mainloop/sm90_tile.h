@@ -5,10 +5,11 @@
 // operand (128-byte swizzled shared memory), D has channels as rows and tokens as columns.
 //
 //   CTA tile      64 * row_groups channels x `tokens` tokens
-//   consumers     row_groups * split_k warpgroups. Warpgroup w has the row group w % row_groups and every split_k-th
-//                 stage, from stage w / row_groups on. wgmma: it multiplies the k_tiles records of a stage together.
-//                 mma.sync: each of its warps has `mma_patches` of the four 16-row patches of k_tiles records, and
-//                 reads their tokens once for all of them
+//   consumers     row_groups * split_k warpgroups, with `two_strips` half as many of two row groups each. Of so many
+//                 teams w that split the rows, warpgroup i has the rows of i % w and every split_k-th stage, from stage
+//                 i / w on. wgmma: it multiplies the k_tiles records of a stage together. mma.sync: each of its warps
+//                 has `mma_patches` of the four 16-row patches of k_tiles records, and reads their tokens once for all
+//                 of them
 //   record        128 columns of 64 rows, or with `half_records` 64: where it has nothing but codes, its halves are
 //                 records too, and where tokens are many, three stages of whole ones do not fit
 //   stage         k_tiles records along K, with mma.sync mma_patches * k_tiles, for each of the row groups, and their
@@ -31,9 +32,12 @@ struct Sm90Tile {
   bool token_groups;  // tokens have a scale per record, not one for all of K
   bool multicast;
   bool half_records;
+  bool two_strips;
 
   constexpr int rows() const { return kStripRows * row_groups; }
-  constexpr int consumer_groups() const { return row_groups * split_k; }
+  constexpr int strips() const { return two_strips ? 2 : 1; }  // row groups of a warpgroup
+  constexpr int row_teams() const { return row_groups / strips(); }
+  constexpr int consumer_groups() const { return row_teams() * split_k; }
   // Parts of a stage, each with sums of its own.
   constexpr int stage_shares() const { return mma_patches > 0 ? mma_patches : 1; }
   constexpr int shares() const { return split_k * stage_shares(); }
@@ -56,7 +60,7 @@ struct Sm90Tile {
   }
   // With experts a block of rows ends anywhere in x, and its product is as wide as its rows want, in steps; tiles of
   // many tokens fetch no more of them than that, `box_rows` at a time.
-  constexpr int width_step() const { return tokens <= 32 ? 8 : tokens <= 128 ? 16 : tokens < 256 ? 32 : 64; }
+  constexpr int width_step() const { return two_strips ? 32 : tokens <= 32 ? 8 : tokens <= 128 ? 16 : tokens < 256 ? 32 : 64; }
   constexpr bool fetches_boxes() const { return tokens > 64; }
   constexpr int box_rows() const { return multicast ? tokens / 2 : fetches_boxes() ? 32 : tokens; }
   constexpr int record_halves() const { return half_records ? 1 : 2; }

@@ -1,4 +1,5 @@
-// The consumers of the Hopper main loop that multiply with wgmma: a warpgroup has 64 rows.
+// The consumers of the Hopper main loop that multiply with wgmma: a warpgroup has 64 rows, or two strips of 64, for
+// which it reads tokens once from memory that others bring.
 //
 //   register A: WeightTile, 64 rows x 64 columns at a time, double buffered so that the next half is dequantised
 //            while the asynchronous MMAs of the last one run
@@ -45,6 +46,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   static constexpr int kSteps = tile().record_halves() * Weights::kSteps;
   static constexpr int kPartSteps = kExperts || tile().half_records ? 2 : Weights::kSteps;
   static constexpr int kParts = kSteps / kPartSteps;
+  static constexpr int kStrips = tile().strips();
   using Fragments = uint32_t[2][kPartSteps][4];  // of two parts in turn
   static_assert(kParts % 2 == 0);
 
@@ -59,31 +61,33 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     }
   }
 
-  // Dequantises and multiplies a part of a record, then the parts after it. `accumulate`: whether acc holds a sum
-  // already. `pending`: empty barrier of the stage before, or 0; its last MMAs are complete once the first part runs.
-  template <int kWidth, int kPart>
-  __device__ __forceinline__ static void multiply_parts(const Sm90MainloopParams& p, const Weights& weights,
-                                                        typename Weights::Row (&rows)[2], Fragments& fragment,
+  // Dequantises and multiplies a part of the records of all strips, strip after strip, then the parts after it.
+  // `accumulate`: whether acc holds a sum already. `pending`: empty barrier of the stage before, or 0; its last MMAs are
+  // complete once the first part runs.
+  template <int kWidth, int kTurn>
+  __device__ __forceinline__ static void multiply_parts(const Sm90MainloopParams& p, const Weights (&weights)[kStrips],
+                                                        typename Weights::Row (&rows)[kStrips][2], Fragments& fragment,
                                                         uint64_t tokens, bool accumulate, uint32_t& pending,
                                                         Consumer& c) {
+    constexpr int kPart = kTurn / kStrips, kStrip = kTurn % kStrips;
     if constexpr (kPart < kParts) {
       constexpr int kFirst = kPart * kPartSteps;
-      fragments<kFirst, kFirst + kPartSteps>(p.view, weights, rows, fragment[kPart % 2]);
+      fragments<kFirst, kFirst + kPartSteps>(p.view, weights[kStrip], rows[kStrip], fragment[kTurn % 2]);
       ptx::wgmma_fence();
 #pragma unroll
       for (int i = 0; i < kPartSteps; ++i) {
         Wgmma<kOperand, kWidth>::run(
-            c.acc[0], fragment[kPart % 2][i],
+            c.acc[kStrip], fragment[kTurn % 2][i],
             tokens + descriptor_step((kFirst + i) / Weights::kSteps, (kFirst + i) % Weights::kSteps, token_rows(p)),
             accumulate || kFirst + i > 0);
       }
       ptx::wgmma_commit_group();
       if constexpr (!(kPromoted && kPart + 1 == kParts)) ptx::wgmma_wait_group<1>();
-      if constexpr (kPart == 0) {
+      if constexpr (kTurn == 0) {
         if (pending != 0) Base::release(pending, c);
         pending = 0;
       }
-      multiply_parts<kWidth, kPart + 1>(p, weights, rows, fragment, tokens, accumulate, pending, c);
+      multiply_parts<kWidth, kTurn + 1>(p, weights, rows, fragment, tokens, accumulate, pending, c);
     }
   }
 
@@ -91,17 +95,21 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   __device__ __forceinline__ static void multiply_record(const Sm90MainloopParams& p, const Ring& ring,
                                                          const uint8_t* records, int record, uint32_t& pending,
                                                          Consumer& c) {
-    Weights weights;
-    typename Weights::Row rows[2];
+    Weights weights[kStrips];
+    typename Weights::Row rows[kStrips][2];
     Fragments fragment;
-    weights.template load<tile().record_halves()>(p.view, records + record * p.record_bytes, c.warp, c.lane);
+#pragma unroll
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const uint8_t* from = records + (strip * tile().k_tiles + record) * p.record_bytes;
+      weights[strip].template load<tile().record_halves()>(p.view, from, c.warp, c.lane);
+    }
     const uint64_t tokens = descriptor(ring.stage_tokens() + record * tile().token_blocks() * token_rows(p) * 128);
     multiply_parts<kWidth, 0>(p, weights, rows, fragment, tokens, !kPromoted, pending, c);
     if constexpr (kPromoted) {
       float scale[2] = {1, 1};
       if constexpr (kAccumulatorScale) {
-        scale[0] = weights.scale(p.view, 0, 0);
-        scale[1] = weights.scale(p.view, 1, 0);
+        scale[0] = weights[0].scale(p.view, 0, 0);
+        scale[1] = weights[0].scale(p.view, 1, 0);
       }
       const float* token_scales = ring.stage_scales() + record * tile().tokens + c.lane % 4 * 2;
       ptx::wgmma_wait_group<0>();
@@ -124,8 +132,8 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   template <class Multiply, class Release>
   __device__ __forceinline__ static void for_each_record(Ring& ring, const Work& work, int group, Multiply multiply,
                                                          Release release_stage) {
-    const int row_group = group % tile().row_groups;
-    const int turn = group / tile().row_groups;
+    const int row_group = group % tile().row_teams() * kStrips;
+    const int turn = group / tile().row_teams();
     ring.next(turn);
     int k = work.k_begin + turn * tile().k_tiles;
 #pragma unroll 1
@@ -164,7 +172,8 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
     uint32_t pending = 0;
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
-      c.acc[0][i] = 0;
+#pragma unroll
+      for (int strip = 0; strip < kStrips; ++strip) c.acc[strip][i] = 0;
       if constexpr (kPromoted) c.total[0][i] = 0;
     }
     for_each_record(
@@ -183,7 +192,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
       if constexpr (kOperand == Operand::s8) {
         // Else the zeros of a work item without records make two sets of registers: sums, and sums converted to float.
 #pragma unroll
-        for (int i = 0; i < kSums; ++i) ptx::forget(c.acc[0][i]);
+        for (int i = 0; i < kStrips * kSums; ++i) ptx::forget(c.acc[i / kSums][i % kSums]);
       }
     }
   }

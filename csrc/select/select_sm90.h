@@ -47,6 +47,8 @@ Sm90Tile tile_of(const Columns& c) {
   if constexpr (std::is_same_v<Columns, GemmSm90Columns>) {
     tile.multicast = c.multicast;
     tile.half_records = c.half_records;
+  } else {
+    tile.two_strips = c.two_strips;
   }
   return tile;
 }
