@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
     if (found == expert) {
       const int at = row + __popc(same & ((1u << lane) - 1));
       p.sorted_pairs[at] = static_cast<int32_t>(pair);
+      if (p.row_experts != nullptr) p.row_experts[at] = expert;
       p.positions[pair] = at;
     } else if (expert == 0 && found < 0 && pair < end) {
       p.positions[pair] = -1;
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
   }
 
   int4* blocks = reinterpret_cast<int4*>(p.blocks);
-  for (int i = threadIdx.x; i < num_blocks; i += kThreads) {
+  for (int i = threadIdx.x; i < num_blocks && blocks != nullptr; i += kThreads) {
     const int done = i * block;
     blocks[first_block + i] = make_int4(expert, first_row + done, rows - done < block ? rows - done : block, 0);
   }

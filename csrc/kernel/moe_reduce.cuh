@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
         for (int64_t slot = 0; slot < p.top_k; ++slot) {
           const int64_t pair = token * p.top_k + slot;
           if (p.ids != nullptr && load_integer(p.ids, p.id_dtype, pair) < 0) continue;
-          const float weight = p.weights[pair];
+          const float weight = p.weights != nullptr ? p.weights[pair] : 1.0f;
           float values[kSize];
           load<kType>(p.y, token * p.y_token_stride + slot * p.y_slot_stride + column, values);
 #pragma unroll

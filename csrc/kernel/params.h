@@ -12,8 +12,24 @@
 namespace humming {
 
 // ---- quantize_activation --------------------------------------------------------------------------------------------
+// The rows of a matrix that hold something; without `ids` and `counts` all do.
+struct RowsInUse {
+  const int32_t* ids;  // [rows]: those with an id >= 0
+  const void* counts;  // [rows / capacity]: of every `capacity` rows the first counts[i]
+  DType count_dtype;   // int32, int64
+  int64_t capacity;
+
+  HUMMING_HD bool has(int64_t row) const {
+    if (ids != nullptr) return ids[row] >= 0;
+    if (counts == nullptr) return true;
+    const int64_t i = row / capacity;
+    return row - i * capacity < (count_dtype == DType::int64 ? static_cast<const int64_t*>(counts)[i]
+                                                             : static_cast<const int32_t*>(counts)[i]);
+  }
+};
+
 // x [rows, k or 2k] -> out [rows, k], scale [rows, num_groups]. The value of column c is x[row, c], or
-// activation(x[row, c], x[row, k + c]) for gated activations.
+// activation(x[row, c], x[row, k + c]) for gated activations. Rows not in use are neither read nor written.
 struct QuantizeParams {
   const void* x;
   DType x_dtype;  // fp32, bf16, fp16
@@ -28,6 +44,8 @@ struct QuantizeParams {
   void* scale;                // [rows, num_groups] contiguous; [1] for a static scale
   DType scale_dtype;          // fp32, e8m0
   const float* static_scale;  // device scalar or nullptr
+  const float* row_factors;   // [rows], what fp32 scales are multiplied by when they are stored; nullptr: 1
+  RowsInUse used;
   Activation activation;
   ActivationArgs activation_args;
 };
@@ -41,10 +59,11 @@ struct MoeAlignParams {
   const int32_t* expert_map;   // [num_global_experts] -> local id or -1, or nullptr
   int64_t num_global_experts;  // num_experts without a map
   int64_t block;
-  int64_t max_blocks;     // rows of `blocks`
+  int64_t max_blocks;     // rows of `blocks`, 0 without
   int32_t* sorted_pairs;  // [num_pairs]
   int32_t* positions;     // [num_pairs]
-  int32_t* blocks;        // [max_blocks, 4] = expert, first_row, rows, 0
+  int32_t* row_experts;   // [num_pairs], the expert of every sorted pair, or nullptr
+  int32_t* blocks;        // [max_blocks, 4] = expert, first_row, rows, 0; or nullptr
   int32_t* num_blocks;    // [1]
 };
 
@@ -55,7 +74,7 @@ struct MoeReduceParams {
   DType dtype;  // of y, add and out: fp32, bf16, fp16
   int64_t tokens, top_k, hidden;
   int64_t y_token_stride, y_slot_stride;
-  const float* weights;  // [tokens, top_k] contiguous
+  const float* weights;  // [tokens, top_k] contiguous, or nullptr: 1
   const void* ids;       // [tokens, top_k] contiguous, or nullptr: id < 0 skips the pair
   DType id_dtype;
   const int32_t* num_valid_tokens;  // device scalar or nullptr
@@ -158,6 +177,17 @@ struct MoeParams {
   const int32_t* expert_counts;    // [experts]
   int64_t capacity;
   int64_t expected_tokens;  // host estimate of the rows per call; 0 = unknown
+};
+
+// ---- fused_moe ------------------------------------------------------------------------------------------------------
+// The steps of a layer, in this order. A quantisation of no rows is none; only the layout indexed aligns and reduces.
+struct FusedMoeParams {
+  QuantizeParams quantize_x;
+  MoeAlignParams align;
+  MoeParams gate_up;
+  QuantizeParams quantize_h;
+  MoeParams down;
+  MoeReduceParams reduce;
 };
 
 }  // namespace humming

@@ -111,15 +111,17 @@ __device__ inline void store(const QuantizeParams& p, int64_t row, int64_t colum
   }
 }
 
-// The scale of a group with largest magnitude `amax`, written by one thread and returned as fp32 to all that ask.
-__device__ inline float make_scale(const QuantizeParams& p, uint32_t amax, int64_t index, bool write) {
+// The scale of a group of a row with largest magnitude `amax`, written by one thread and returned as fp32 to all
+// that ask.
+__device__ inline float make_scale(const QuantizeParams& p, uint32_t amax, int64_t row, int64_t group, bool write) {
+  const int64_t index = row * p.num_groups + group;
   if (p.scale_dtype == DType::e8m0) {
     const uint8_t code = group_scale_e8m0(amax, p.out_dtype);
     if (write) static_cast<uint8_t*>(p.scale)[index] = code;
     return e8m0_to_float(code);
   }
   const float scale = group_scale(amax, p.out_dtype);
-  if (write) static_cast<float*>(p.scale)[index] = scale;
+  if (write) static_cast<float*>(p.scale)[index] = p.row_factors != nullptr ? scale * p.row_factors[row] : scale;
   return scale;
 }
 
@@ -150,6 +152,7 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
     *static_cast<float*>(p.scale) = *p.static_scale;
   }
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    if (!p.used.has(row)) continue;
     float scale = 1.0f;
     if constexpr (kScope == Scope::tensor) scale = *p.static_scale;
     if constexpr (kScope == Scope::row) {
@@ -159,7 +162,7 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
         load_activated<kType>(p, row, base + threadIdx.x * kValues, vectors.in, values);
         amax = max(amax, largest_magnitude(values));
       }
-      scale = make_scale(p, block_max(amax, partial), row, threadIdx.x == 0);
+      scale = make_scale(p, block_max(amax, partial), row, 0, threadIdx.x == 0);
     }
     for (int64_t base = first; base < p.k; base += step) {
       const int64_t column = base + threadIdx.x * kValues;
@@ -170,7 +173,7 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
           amax = max(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
         }
         const bool write = column < p.k && column % p.group == 0;
-        scale = make_scale(p, amax, row * p.num_groups + column / p.group, write);
+        scale = make_scale(p, amax, row, column / p.group, write);
       }
       if (column < p.k) store(p, row, column, scale, vectors.out, values);
     }

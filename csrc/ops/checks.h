@@ -43,6 +43,22 @@ MoeReduceParams check_moe_reduce(const Tensor& y, const Tensor& topk_weights, co
                                  const OptionalTensor& num_valid_tokens, double scale, const OptionalTensor& add,
                                  const Tensor& out);
 
+FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, const Tensor& w13,
+                               const OptionalTensor& w13_scale2, const OptionalTensor& w13_bias,
+                               const std::vector<int64_t>& w13_desc, const Tensor& w2, const OptionalTensor& w2_scale2,
+                               const OptionalTensor& w2_bias, const std::vector<int64_t>& w2_desc,
+                               const std::string& layout, const OptionalTensor& topk_weights,
+                               const OptionalTensor& topk_ids, const OptionalTensor& expert_map,
+                               const OptionalTensor& expert_offsets, const OptionalTensor& expert_counts,
+                               const std::string& activation, const std::vector<double>& activation_args, int64_t group,
+                               double scale, const OptionalTensor& add, bool apply_router_weight_on_input,
+                               std::optional<int64_t> expected_tokens, const Tensor& out, const Tensor& workspace);
+
+// Bytes of fused_moe's workspace without those of its products.
+int64_t fused_moe_workspace(int64_t rows, int64_t top_k, torch::headeronly::ScalarType x_dtype,
+                            torch::headeronly::ScalarType out_dtype, std::vector<int64_t> w13_desc,
+                            std::vector<int64_t> w2_desc, std::string layout, int64_t group);
+
 RepackParams check_prepack(const Tensor& codes, int64_t code_bits, const OptionalTensor& scale,
                            const OptionalTensor& zero, const std::vector<int64_t>& desc, const std::string& row_order,
                            const Tensor& packed, const Tensor& row_scale, const Tensor& stats);

@@ -1,9 +1,9 @@
 // Checks of gemm and moe_gemm.
+#include "ops/checks_gemm.h"
+
 #include <algorithm>
 
 #include "epilogue/activation_name.h"
-#include "ops/checks.h"
-#include "ops/tensor_check.h"
 
 namespace humming {
 namespace {
@@ -13,11 +13,17 @@ int64_t values_per_element(DType dtype) { return dtype == DType::int4 ? 2 : 1; }
 
 bool is_16_bit(DType dtype) { return dtype == DType::bf16 || dtype == DType::fp16; }
 
+}  // namespace
+
 void check_x(const char* op, const Tensor& x, int64_t dims, const char* meaning, GemmParams* params) {
+  params->x_dtype = check_x_dtype(op, params->desc, x.scalar_type());
+  check_x_rows(op, x, dims, meaning, params);
+}
+
+void check_x_rows(const char* op, const Tensor& x, int64_t dims, const char* meaning, GemmParams* params) {
   const WeightDesc& desc = params->desc;
   const Arg arg(op, "x", x);
   arg.dim(dims, meaning);
-  params->x_dtype = check_x_dtype(op, desc, x.scalar_type());
   const int64_t per_element = values_per_element(params->x_dtype);
   HUMMING_CHECK(desc.k % per_element == 0, op, ": desc: k = ", desc.k, " is odd; int4 x needs an even k");
   HUMMING_CHECK(x.size(dims - 1) * per_element == desc.k, op, ": x has shape ", to_text(sizes_of(x)),
@@ -124,18 +130,62 @@ MoeLayout parse_layout(const char* op, const std::string& name) {
   return MoeLayout::masked;
 }
 
-// The tensors of one layout must be there, those of the others must not.
 const Tensor& required(const char* op, const char* name, const OptionalTensor& tensor, const std::string& layout,
                        const Tensor& x) {
   HUMMING_CHECK(tensor.has_value(), op, ": layout \"", layout, "\" needs ", name, ", got None");
   Arg(op, name, *tensor).on_device_of(x, "x").contiguous();
   return *tensor;
 }
+
 void forbidden(const char* op, const char* name, const OptionalTensor& tensor, const std::string& layout) {
   HUMMING_CHECK(!tensor, op, ": layout \"", layout, "\" takes no ", name, "; pass None");
 }
 
-}  // namespace
+int64_t check_activation(const char* op, const std::string& name, const std::vector<double>& args, GemmParams* params) {
+  const ActivationSpec spec = parse_activation(op, name, args);
+  params->activation = spec.activation;
+  params->activation_args = spec.args;
+  HUMMING_CHECK(!is_gated(spec.activation) || params->desc.gate_up, op, ": activation \"", name,
+                "\" is gated, but the weight was not packed with gate and up; pack it with gate_up, or apply the "
+                "activation to the output");
+  return is_gated(spec.activation) ? params->desc.n / 2 : params->desc.n;
+}
+
+void check_topk_weights(const char* op, const OptionalTensor& topk_weights, const Tensor& x, GemmParams* params) {
+  if (topk_weights) {
+    Arg(op, "topk_weights", *topk_weights)
+        .dtype({ScalarType::Float})
+        .on_device_of(x, "x")
+        .contiguous()
+        .numel(params->out_rows, "one per row of out");
+  }
+  params->topk_weights = read_pointer<float>(topk_weights);
+}
+
+void check_expert_rows(const char* op, const std::string& layout, const OptionalTensor& expert_offsets,
+                       const OptionalTensor& expert_counts, const Tensor& x, MoeParams* params) {
+  const int64_t experts = params->gemm.desc.experts;
+  if (params->layout == MoeLayout::contiguous) {
+    Arg(op, "expert_offsets", required(op, "expert_offsets", expert_offsets, layout, x))
+        .dtype({ScalarType::Int, ScalarType::Long})
+        .shape({experts + 1}, "[experts + 1]");
+    params->expert_offsets = read_pointer<void>(expert_offsets);
+    params->offset_dtype = *storage_type(expert_offsets->scalar_type());
+  } else {
+    forbidden(op, "expert_offsets", expert_offsets, layout);
+  }
+  if (params->layout == MoeLayout::masked) {
+    HUMMING_CHECK(x.size(0) == experts, op, ": x has shape ", to_text(sizes_of(x)), "; the first dimension must be ",
+                  experts, ", the experts of the weight");
+    Arg(op, "expert_counts", required(op, "expert_counts", expert_counts, layout, x))
+        .dtype({ScalarType::Int})
+        .shape({experts}, "[experts]");
+    params->expert_counts = read_pointer<int32_t>(expert_counts);
+    params->capacity = x.size(1);
+  } else {
+    forbidden(op, "expert_counts", expert_counts, layout);
+  }
+}
 
 DType check_x_dtype(const char* op, const WeightDesc& desc, ScalarType x_dtype) {
   using S = ScalarType;
@@ -195,24 +245,16 @@ MoeParams check_moe_gemm(const Tensor& x, const OptionalTensor& x_scale, const T
   HUMMING_CHECK(desc.experts > 0, op, ": desc is of a dense weight (experts = 0); use gemm");
   params.layout = parse_layout(op, layout);
   const bool indexed = params.layout == MoeLayout::indexed, masked = params.layout == MoeLayout::masked;
-  check_x(op, x, masked ? 3 : 2, masked ? "[experts, capacity, K]" : "[tokens, K]", &gemm);
+  check_x(op, x, masked ? 3 : 2, x_meaning(params.layout), &gemm);
   check_x_scale(op, x_scale, x, &gemm);
   check_weight(op, packed, scale2, bias, x, &gemm);
 
-  const ActivationSpec spec = parse_activation(op, activation, activation_args);
-  gemm.activation = spec.activation;
-  gemm.activation_args = spec.args;
-  HUMMING_CHECK(!is_gated(spec.activation) || desc.gate_up, op, ": activation \"", activation,
-                "\" is gated, but the weight was not packed with gate and up; pack it with gate_up, or apply the "
-                "activation to the output");
-  const int64_t columns = is_gated(spec.activation) ? desc.n / 2 : desc.n;
-
+  const int64_t columns = check_activation(op, activation, activation_args, &gemm);
   HUMMING_CHECK(top_k >= 1, op, ": top_k = ", top_k, " must be at least 1");
   HUMMING_CHECK(!expected_tokens || *expected_tokens >= 0, op, ": expected_tokens = ", expected_tokens.value_or(0),
                 " is negative; pass an estimate or None");
   params.top_k = indexed ? top_k : 1;
   params.expected_tokens = expected_tokens.value_or(0);
-  Sizes out_shape = {gemm.rows * params.top_k, columns};
 
   if (indexed) {
     const Arg ids(op, "sorted_token_ids", required(op, "sorted_token_ids", sorted_token_ids, layout, x));
@@ -238,41 +280,16 @@ MoeParams check_moe_gemm(const Tensor& x, const OptionalTensor& x_scale, const T
     forbidden(op, "expert_ids", expert_ids, layout);
     forbidden(op, "num_tokens_post_padded", num_tokens_post_padded, layout);
   }
-  if (params.layout == MoeLayout::contiguous) {
-    Arg(op, "expert_offsets", required(op, "expert_offsets", expert_offsets, layout, x))
-        .dtype({ScalarType::Int, ScalarType::Long})
-        .shape({desc.experts + 1}, "[experts + 1]");
-    params.expert_offsets = read_pointer<void>(expert_offsets);
-    params.offset_dtype = *storage_type(expert_offsets->scalar_type());
-  } else {
-    forbidden(op, "expert_offsets", expert_offsets, layout);
-  }
-  if (masked) {
-    HUMMING_CHECK(x.size(0) == desc.experts, op, ": x has shape ", to_text(sizes_of(x)),
-                  "; the first dimension must be ", desc.experts, ", the experts of the weight");
-    Arg(op, "expert_counts", required(op, "expert_counts", expert_counts, layout, x))
-        .dtype({ScalarType::Int})
-        .shape({desc.experts}, "[experts]");
-    params.expert_counts = read_pointer<int32_t>(expert_counts);
-    params.capacity = x.size(1);
-    out_shape = {desc.experts, params.capacity, columns};
-  } else {
-    forbidden(op, "expert_counts", expert_counts, layout);
-  }
+  check_expert_rows(op, layout, expert_offsets, expert_counts, x, &params);
 
+  const Sizes out_shape =
+      masked ? Sizes{desc.experts, params.capacity, columns} : Sizes{gemm.rows * params.top_k, columns};
   check_out(op, out, out_shape,
             masked    ? "[experts, capacity, N']"
             : indexed ? "[tokens * top_k, N']"
                       : "[rows, N']",
             workspace, x, &gemm);
-  if (topk_weights) {
-    Arg(op, "topk_weights", *topk_weights)
-        .dtype({ScalarType::Float})
-        .on_device_of(x, "x")
-        .contiguous()
-        .numel(gemm.out_rows, "one per row of out");
-  }
-  gemm.topk_weights = read_pointer<float>(topk_weights);
+  check_topk_weights(op, topk_weights, x, &gemm);
   return params;
 }
 

@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "ops/checked.h"
 #include "ops/cpu_dispatch.h"
+#include "ops/cpu_ops.h"
 
 namespace humming {
 namespace {
@@ -119,6 +120,8 @@ void list_masked(const MoeParams& params, std::vector<GemmRows>* lists) {
   }
 }
 
+}  // namespace
+
 void moe_gemm_cpu(const Tensor&, const MoeParams& params) {
   std::vector<int32_t> pairs;
   std::vector<GemmRows> whole, lists;
@@ -131,7 +134,6 @@ void moe_gemm_cpu(const Tensor&, const MoeParams& params) {
   run(params.gemm, lists);
 }
 
-}  // namespace
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {

@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "ops/checked.h"
 #include "ops/cpu_dispatch.h"
+#include "ops/cpu_ops.h"
 
 namespace humming {
 namespace {
@@ -14,12 +15,6 @@ namespace {
 // Rows per task so that a task is worth its start.
 constexpr int64_t kElementsPerTask = 16384;
 int64_t grain(int64_t columns) { return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, columns)); }
-
-void quantize_activation_cpu(const Tensor&, const QuantizeParams& params) {
-  if (params.static_scale) *static_cast<float*>(params.scale) = *params.static_scale;
-  torch::stable::parallel_for(0, params.rows, grain(params.k),
-                              [&](int64_t begin, int64_t end) { cpu_kernels().quantize(params, begin, end); });
-}
 
 // Local expert of every pair, -1 for none.
 std::vector<int32_t> local_experts(const MoeAlignParams& params) {
@@ -38,6 +33,14 @@ std::vector<int32_t> local_experts(const MoeAlignParams& params) {
   return experts;
 }
 
+}  // namespace
+
+void quantize_activation_cpu(const Tensor&, const QuantizeParams& params) {
+  if (params.static_scale) *static_cast<float*>(params.scale) = *params.static_scale;
+  torch::stable::parallel_for(0, params.rows, grain(params.k),
+                              [&](int64_t begin, int64_t end) { cpu_kernels().quantize(params, begin, end); });
+}
+
 void moe_align_cpu(const Tensor&, const MoeAlignParams& params) {
   const std::vector<int32_t> experts = local_experts(params);
   // After the loop: first row of each expert.
@@ -50,7 +53,7 @@ void moe_align_cpu(const Tensor&, const MoeAlignParams& params) {
   int64_t used = 0;
   const auto write_block = [&](int64_t expert, int64_t first, int64_t rows) {
     const int64_t values[4] = {expert, first, rows, 0};
-    for (int i = 0; i < 4; ++i) params.blocks[4 * used + i] = static_cast<int32_t>(values[i]);
+    for (int i = 0; i < 4 && params.blocks; ++i) params.blocks[4 * used + i] = static_cast<int32_t>(values[i]);
     ++used;
   };
   for (int64_t expert = 0; expert < params.num_experts; ++expert) {
@@ -67,7 +70,9 @@ void moe_align_cpu(const Tensor&, const MoeAlignParams& params) {
     const int32_t expert = experts[pair];
     const int64_t row = expert >= 0 ? next[expert]++ : -1;
     params.positions[pair] = static_cast<int32_t>(row);
-    if (row >= 0) params.sorted_pairs[row] = static_cast<int32_t>(pair);
+    if (row < 0) continue;
+    params.sorted_pairs[row] = static_cast<int32_t>(pair);
+    if (params.row_experts) params.row_experts[row] = expert;
   }
 }
 
@@ -76,7 +81,6 @@ void moe_reduce_cpu(const Tensor&, const MoeReduceParams& params) {
                               [&](int64_t begin, int64_t end) { cpu_kernels().moe_reduce(params, begin, end); });
 }
 
-}  // namespace
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CPU, m) {

@@ -1,4 +1,5 @@
-// Ops about the build and about what would run: packed_shape, row_scale_shape, plan, gemm_plan, build_info.
+// Ops about sizes, about the build and about what would run: packed_shape, row_scale_shape, fused_moe_workspace, plan,
+// gemm_plan, build_info.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #ifdef HUMMING_WITH_CUDA
@@ -169,6 +170,7 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
   m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
   m.impl("row_scale_shape", TORCH_BOX(&humming::row_scale_shape));
+  m.impl("fused_moe_workspace", TORCH_BOX(&humming::fused_moe_workspace));
   m.impl("plan", TORCH_BOX(&humming::plan));
   m.impl("gemm_plan", TORCH_BOX(&humming::gemm_plan));
   m.impl("build_info", TORCH_BOX(&humming::build_info));

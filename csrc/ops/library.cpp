@@ -47,6 +47,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
       "moe_reduce.out(Tensor y, Tensor topk_weights, Tensor? topk_ids, Tensor? num_valid_tokens, float scale=1.0, "
       "Tensor? add=None, *, Tensor(a!) out) -> ()");
   m.def(
+      "fused_moe(Tensor x, Tensor? x_scale, Tensor w13, Tensor? w13_scale2, Tensor? w13_bias, int[] w13_desc, "
+      "Tensor w2, Tensor? w2_scale2, Tensor? w2_bias, int[] w2_desc, str layout, Tensor? topk_weights, "
+      "Tensor? topk_ids, Tensor? expert_map=None, Tensor? expert_offsets=None, Tensor? expert_counts=None, "
+      "str activation=\"silu\", float[] activation_args=[], *, int group=0, float scale=1.0, Tensor? add=None, "
+      "bool apply_router_weight_on_input=False, int? expected_tokens=None, ScalarType? out_dtype=None) -> "
+      "Tensor");
+  m.def(
+      "fused_moe.out(Tensor x, Tensor? x_scale, Tensor w13, Tensor? w13_scale2, Tensor? w13_bias, int[] w13_desc, "
+      "Tensor w2, Tensor? w2_scale2, Tensor? w2_bias, int[] w2_desc, str layout, Tensor? topk_weights, "
+      "Tensor? topk_ids, Tensor? expert_map=None, Tensor? expert_offsets=None, Tensor? expert_counts=None, "
+      "str activation=\"silu\", float[] activation_args=[], *, int group=0, float scale=1.0, Tensor? add=None, "
+      "bool apply_router_weight_on_input=False, int? expected_tokens=None, Tensor(a!) out, "
+      "Tensor(b!) workspace) -> ()");
+  m.def(
       "prepack(Tensor codes, int code_bits, Tensor? scale, Tensor? zero, int[] desc, str row_order=\"plain\") -> "
       "(Tensor packed, Tensor row_scale, Tensor stats)");
   m.def(
@@ -56,6 +70,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def("decode_packed.out(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False, Tensor(a!) out) -> ()");
   m.def("packed_shape(int[] desc) -> int[]");
   m.def("row_scale_shape(int[] desc) -> int[]");
+  m.def(
+      "fused_moe_workspace(int rows, int top_k, ScalarType x_dtype, ScalarType out_dtype, int[] w13_desc, "
+      "int[] w2_desc, str layout, int group) -> int");
   m.def("plan(int[] desc, ScalarType x_dtype, int tokens, bool cuda) -> str");
   m.def("gemm_plan(int[] desc, ScalarType x_dtype, int tokens) -> str");
   m.def("build_info() -> str");

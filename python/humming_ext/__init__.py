@@ -1,6 +1,7 @@
 """Quantised matrix products for inference: packed weights of 1 to 8 bits, dense and mixture-of-experts.
 
-The ops are `torch.ops.humming.*`: gemm, moe_gemm, quantize_activation, moe_align, moe_reduce, prepack, decode_packed.
+The ops are `torch.ops.humming.*`: gemm, moe_gemm, fused_moe, quantize_activation, moe_align, moe_reduce, prepack,
+decode_packed. `humming_ext.distributed` has expert parallelism.
 """
 
 import torch as _torch  # noqa: F401 - loads the libraries that _C is linked to
@@ -11,11 +12,13 @@ from ._desc import build_info
 from ._explain import explain
 from ._version import __version__
 from .formats import Operand, ScaleType, WeightFormat, ZeroKind
+from .fused_moe import FusedMoE
 from .linear import QuantLinear
 from .packed_weight import PackedWeight, load_weights, save_weights
 from .spec import QuantSpec
 
 __all__ = [
+    "FusedMoE",
     "Operand",
     "PackedWeight",
     "QuantLinear",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
 
+_K_TILE = 128  # columns of the narrowest group of x scales that kernels take
 _PITCH_BYTES = 128  # row pitch of quantised activations, so that every row starts where wide copies can
 
 _ops = torch.ops.humming
@@ -117,10 +118,13 @@ def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, l
     copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
     if layout != "indexed":
         return copy
-    pairs = x.shape[0] * top_k
-    scales = 0 if x_scale is None else x_scale.numel() * top_k
+    return copy + _sort_bytes(x.shape[0] * top_k, 0 if x_scale is None else x_scale.numel() * top_k, experts)
+
+
+def _sort_bytes(pairs: int, scales: int, experts: int) -> int:
+    """Of pairs with so many scales together."""
     parts = (4 * pairs, 4 * pairs, 4 * pairs, 4 * scales, 8 * experts)
-    return copy + sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
+    return sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
 
 
 def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -128,6 +132,64 @@ def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.d
     x, x_scale, packed, layout, top_k = args[0], args[1], args[2], args[6], args[13]
     workspace = _workspace(out, _moe_gemm_workspace_bytes(x, x_scale, packed.shape[0], layout, top_k))
     _ops.moe_gemm.out(*args, expected_tokens=expected_tokens, out=out, workspace=workspace)
+    return out
+
+
+def _fused_moe_outputs(
+    x: Tensor,
+    x_scale: Tensor | None,
+    w13: Tensor,
+    w13_scale2: Tensor | None,
+    w13_bias: Tensor | None,
+    w13_desc: list[int],
+    w2: Tensor,
+    w2_scale2: Tensor | None,
+    w2_bias: Tensor | None,
+    w2_desc: list[int],
+    layout: str,
+    *args: Any,
+    out_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Tensor:
+    _check_rank("x", x, 3 if layout == "masked" else 2)
+    return x.new_empty([*x.shape[:-1], _weight_fields(w2, w2_desc).n], dtype=_result_dtype(x, out_dtype))
+
+
+def fused_moe_workspace_bytes(
+    rows: int,
+    top_k: int,
+    x_dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    w13_desc: list[int],
+    w2_desc: list[int],
+    layout: str,
+    group: int,
+    device: torch.device,
+) -> int:
+    """Workspace of fused_moe for `rows` contiguous rows of x, in all. Fewer rows need no more.
+
+    top_k: pairs of a row in the layout "indexed".
+    """
+    size = _ops.fused_moe_workspace(rows, top_k, x_dtype, out_dtype, w13_desc, w2_desc, layout, group)
+    if device.type != "cuda":
+        return size
+    w13, w2 = WeightDesc.of(w13_desc), WeightDesc.of(w2_desc)
+    row_bytes = w13.k * x_dtype.itemsize
+    if row_bytes % 16:
+        size += rows * _ceil_div(row_bytes, _PITCH_BYTES) * _PITCH_BYTES
+    if layout == "indexed":
+        pairs, groups = rows * top_k, _ceil_div(max(w13.k, w2.k), _K_TILE)
+        size += _sort_bytes(pairs, pairs * groups, w13.experts)
+    return size
+
+
+def _fused_moe(x: Tensor, *args: Any, group: int = 0, out_dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    out = _fused_moe_outputs(x, *args, out_dtype=out_dtype)
+    w13_desc, w2_desc, layout, topk_ids = args[4], args[8], args[9], args[11]
+    rows, top_k = out.numel() // max(out.shape[-1], 1), 1 if topk_ids is None else topk_ids.shape[-1]
+    sizes = (rows, top_k, x.dtype, out.dtype, w13_desc, w2_desc, layout, group, x.device)
+    workspace = _workspace(out, fused_moe_workspace_bytes(*sizes) + _row_copy_bytes(x.flatten(0, -2)))
+    _ops.fused_moe.out(x, *args, group=group, **options, out=out, workspace=workspace)
     return out
 
 
@@ -246,6 +308,7 @@ _register("gemm", _gemm, _gemm_outputs)
 for _op in ("gemm", "moe_gemm"):
     torch.library.register_fake(f"humming::{_op}.instance", _nothing, lib=_library)
 _register("moe_gemm", _moe_gemm, _moe_gemm_outputs)
+_register("fused_moe", _fused_moe, _fused_moe_outputs)
 _register("quantize_activation", _quantize_activation, _quantize_activation_outputs)
 _register("moe_align", _moe_align, _moe_align_outputs)
 _register("moe_reduce", _moe_reduce, _moe_reduce_outputs)

@@ -54,14 +54,17 @@ void quantize_chunk(DType dtype, const float* values, float scale, int64_t n, ui
   for (int64_t i = 0; i < n / 2; ++i) out[i] = pack_int4(nibbles[2 * i], nibbles[2 * i + 1]);
 }
 
-// The scale of a group, stored at `index`, as fp32.
-float make_scale(const QuantizeParams& params, uint32_t amax_bits, int64_t index) {
+// The scale of a group, stored, as fp32.
+float make_scale(const QuantizeParams& params, uint32_t amax_bits, int64_t row, int64_t group) {
+  const int64_t index = row * params.num_groups + group;
   if (params.scale_dtype == DType::e8m0) {
     const uint8_t code = group_scale_e8m0(amax_bits, params.out_dtype);
     static_cast<uint8_t*>(params.scale)[index] = code;
     return e8m0_to_float(code);
   }
-  return static_cast<float*>(params.scale)[index] = group_scale(amax_bits, params.out_dtype);
+  const float scale = group_scale(amax_bits, params.out_dtype);
+  static_cast<float*>(params.scale)[index] = params.row_factors ? scale * params.row_factors[row] : scale;
+  return scale;
 }
 
 }  // namespace
@@ -69,6 +72,7 @@ float make_scale(const QuantizeParams& params, uint32_t amax_bits, int64_t index
 void quantize(const QuantizeParams& params, int64_t begin, int64_t end) {
   alignas(64) float values[kChunk];
   for (int64_t row = begin; row < end; ++row) {
+    if (!params.used.has(row)) continue;
     uint8_t* out = params.out + row * params.out_row_bytes;
     for (int64_t group = 0; group < params.num_groups; ++group) {
       const int64_t first = group * params.group;
@@ -91,7 +95,7 @@ void quantize(const QuantizeParams& params, int64_t begin, int64_t end) {
             amax_bits = bits > amax_bits ? bits : amax_bits;
           }
         });
-        scale = make_scale(params, amax_bits, row * params.num_groups + group);
+        scale = make_scale(params, amax_bits, row, group);
       }
       for_chunks([&](int64_t at, int64_t n) {
         quantize_chunk(params.out_dtype, values, scale, n, out + at * dtype_bits(params.out_dtype) / 8);
@@ -120,7 +124,7 @@ void moe_reduce(const MoeReduceParams& params, int64_t begin, int64_t end) {
                                                            : static_cast<const int32_t*>(params.ids)[pair]) < 0) {
           continue;
         }
-        const float weight = params.weights[pair];
+        const float weight = params.weights ? params.weights[pair] : 1.0f;
         load_floats(params.dtype, y + slot * params.y_slot_stride * bytes, first, n, term);
         for (int64_t i = 0; i < n; ++i) sum[i] = reduce_accumulate(sum[i], weight, term[i]);
       }

@@ -6,6 +6,7 @@
 #include "instances/instances.h"
 #include "ops/checked.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/ops.h"
 #include "ops/tensor_check.h"
 #include "select/gemm_sm90.h"
 #include "select/moe_gemm_sm90.h"
@@ -139,8 +140,6 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 
-void moe_gemm_cuda(const Tensor& x, const MoeParams& params) { run_moe_gemm(x, params, nullptr); }
-
 void moe_gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
                             const OptionalTensor& scale2, const OptionalTensor& bias, std::vector<int64_t> desc,
                             std::string layout, const OptionalTensor& sorted_token_ids,
@@ -156,6 +155,9 @@ void moe_gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, cons
 }
 
 }  // namespace
+
+void moe_gemm_cuda(const Tensor& x, const MoeParams& params) { run_moe_gemm(x, params, nullptr); }
+
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CUDA, m) {

@@ -3,9 +3,9 @@
 
 #include "ops/checked.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/ops.h"
 
 namespace humming {
-namespace {
 
 void quantize_activation_cuda(const Tensor& x, const QuantizeParams& params) {
   launch<QuantizeColumns>("humming::quantize_activation", x, params);
@@ -19,7 +19,6 @@ void moe_reduce_cuda(const Tensor& y, const MoeReduceParams& params) {
   launch<MoeReduceColumns>("humming::moe_reduce", y, params);
 }
 
-}  // namespace
 }  // namespace humming
 
 STABLE_TORCH_LIBRARY_IMPL(humming, CUDA, m) {

@@ -1,0 +1,346 @@
+// Check of fused_moe: from the arguments of the layer to the parameters of its steps, whose intermediate results lie in
+// the workspace. Every step writes the half that it does not read:
+//
+//   pairs by expert (layout indexed) | half 0: x quantised, h quantised | half 1: h, y | workspace of the products
+//
+// or, where x or h is not quantised, with what follows it in the other half.
+#include <algorithm>
+
+#include "ops/checks_gemm.h"
+#include "select/select_sm90.h"
+
+namespace humming {
+namespace {
+
+constexpr const char* kOp = "humming::fused_moe";
+constexpr const char* kW13 = "humming::fused_moe: w13";  // begin the messages about one of the weights
+constexpr const char* kW2 = "humming::fused_moe: w2";
+constexpr int64_t kAlign = 128;  // bytes, of every part and every row
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+int64_t row_bytes(int64_t columns, DType dtype) { return aligned((columns * dtype_bits(dtype) + 7) / 8); }
+
+bool takes_quantised(const WeightDesc& desc) { return desc.operand != Operand::bf16 && desc.operand != Operand::fp16; }
+
+// What the sizes of the intermediate results follow from.
+struct Layer {
+  WeightDesc w13, w2;
+  MoeLayout layout;
+  bool quantises_x;
+  int64_t group;  // columns of a scale of quantised rows; 0: all
+  int64_t rows;   // of x
+  int64_t pairs;  // rows of h and y
+  DType out_dtype;
+
+  bool indexed() const { return layout == MoeLayout::indexed; }
+  int64_t groups(int64_t k) const { return group ? (k + group - 1) / group : 1; }
+  DType h_dtype() const { return w2.operand == Operand::fp16 ? DType::fp16 : DType::bf16; }
+};
+
+Layer check_layer(const std::vector<int64_t>& w13_desc, const std::vector<int64_t>& w2_desc, const std::string& layout,
+                  int64_t group, ScalarType x_dtype) {
+  Layer layer{};
+  layer.w13 = parse_desc(kW13, w13_desc);
+  layer.w2 = parse_desc(kW2, w2_desc);
+  HUMMING_CHECK(layer.w13.experts > 0 && layer.w13.experts == layer.w2.experts, kOp, ": w13_desc and w2_desc have ",
+                layer.w13.experts, " and ", layer.w2.experts, " experts; pass two weights of the same experts");
+  layer.layout = parse_layout(kOp, layout);
+  const bool is_float = x_dtype == ScalarType::BFloat16 || x_dtype == ScalarType::Half || x_dtype == ScalarType::Float;
+  layer.quantises_x = is_float && takes_quantised(layer.w13);
+  HUMMING_CHECK(group == 0 || group == 128, kOp, ": group = ", group, " is not 0 (a scale per token) or 128");
+  HUMMING_CHECK(
+      group == 0 || layer.quantises_x || takes_quantised(layer.w2), kOp, ": group = ", group,
+      ", but neither x nor the activated rows are quantised; pass 0, or weights packed for operand e4m3 or s8");
+  layer.group = group;
+  for (const WeightDesc* desc : {&layer.w13, &layer.w2}) {
+    HUMMING_CHECK(desc->operand != Operand::s4 || desc->k % 2 == 0, desc == &layer.w13 ? kW13 : kW2,
+                  ": desc: k = ", desc->k, " is odd; int4 rows need an even k");
+  }
+  return layer;
+}
+
+// Where in the workspace everything is, in bytes.
+struct Parts {
+  int64_t sorted_pairs, positions, row_experts, num_rows;
+  int64_t x, h, h_quantised, y;
+  int64_t products;  // the rest
+};
+
+Parts parts_of(const Layer& layer) {
+  int64_t used = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t begin = used;
+    used += aligned(bytes);
+    return begin;
+  };
+  const auto quantised_bytes = [&](const WeightDesc& desc, int64_t rows) {
+    const int64_t scales = rows * layer.groups(desc.k) * static_cast<int64_t>(sizeof(float));
+    return rows * row_bytes(desc.k, own_dtype(desc.operand)) + aligned(scales);
+  };
+  Parts parts{};
+  if (layer.indexed()) {
+    const int64_t bytes = layer.pairs * static_cast<int64_t>(sizeof(int32_t));
+    parts.sorted_pairs = take(bytes);
+    parts.positions = take(bytes);
+    parts.row_experts = take(bytes);
+    parts.num_rows = take(sizeof(int32_t));
+  }
+  struct Step {
+    int64_t* part;
+    int64_t bytes;  // 0: there is none
+  };
+  const Step steps[] = {
+      {&parts.x, layer.quantises_x ? quantised_bytes(layer.w13, layer.rows) : 0},
+      {&parts.h, layer.pairs * row_bytes(layer.w2.k, layer.h_dtype())},
+      {&parts.h_quantised, takes_quantised(layer.w2) ? quantised_bytes(layer.w2, layer.pairs) : 0},
+      {&parts.y, layer.indexed() ? layer.pairs * row_bytes(layer.w2.n, layer.out_dtype) : 0},
+  };
+  int64_t half_bytes[2] = {0, 0};
+  int half = 0;
+  for (const Step& step : steps) {
+    *step.part = half;
+    half_bytes[half] = std::max(half_bytes[half], step.bytes);
+    if (step.bytes > 0) half = 1 - half;
+  }
+  const int64_t halves[2] = {take(half_bytes[0]), take(half_bytes[1])};
+  for (const Step& step : steps) *step.part = halves[*step.part];
+  parts.products = used;
+  return parts;
+}
+
+// The quantisation of rows to `to`, from where `product` then takes them; `from` begins the parameters.
+QuantizeParams quantised(QuantizeParams from, const Layer& layer, uint8_t* to, GemmParams* product) {
+  const int64_t k = product->desc.k, groups = layer.groups(k);
+  const DType dtype = own_dtype(product->desc.operand);
+  QuantizeParams params = from;
+  params.k = k;
+  params.out = to;
+  params.out_dtype = dtype;
+  params.out_row_bytes = row_bytes(k, dtype);
+  params.group = layer.group ? layer.group : k;
+  params.num_groups = groups;
+  params.scale = to + params.rows * params.out_row_bytes;
+  params.scale_dtype = DType::fp32;
+  params.activation = Activation::none;
+
+  product->x = to;
+  product->x_dtype = dtype;
+  product->x_row_bytes = params.out_row_bytes;
+  product->x_scale = {params.scale, DType::fp32, groups > 1 ? layer.group : 0, groups, groups > 1 ? 1 : 0};
+  return params;
+}
+
+// The layout indexed: pairs in the order of their experts, and the sum over a token's.
+void check_routing(const Layer& layer, const Parts& parts, const OptionalTensor& topk_weights,
+                   const OptionalTensor& topk_ids, const OptionalTensor& expert_map, double scale,
+                   const OptionalTensor& add, bool weight_on_input, const Tensor& x, const Tensor& out,
+                   uint8_t* workspace, FusedMoeParams* params) {
+  const int64_t top_k = topk_ids->size(1);
+  const auto part = [&](int64_t begin) { return reinterpret_cast<int32_t*>(workspace + begin); };
+  MoeAlignParams& align = params->align;
+  align.topk_ids = read_pointer<void>(topk_ids);
+  align.id_dtype = *storage_type(topk_ids->scalar_type());
+  align.num_pairs = layer.pairs;
+  align.num_experts = align.num_global_experts = layer.w13.experts;
+  if (expert_map) {
+    Arg(kOp, "expert_map", *expert_map)
+        .dtype({ScalarType::Int})
+        .on_device_of(x, "x")
+        .dim(1, "[global experts]")
+        .contiguous();
+    align.expert_map = read_pointer<int32_t>(expert_map);
+    align.num_global_experts = expert_map->numel();
+  }
+  align.block = 1;  // then there are as many blocks as rows
+  align.sorted_pairs = part(parts.sorted_pairs);
+  align.positions = part(parts.positions);
+  align.row_experts = part(parts.row_experts);
+  align.num_blocks = part(parts.num_rows);
+  for (MoeParams* product : {&params->gate_up, &params->down}) {
+    product->sorted_token_ids = align.sorted_pairs;
+    product->num_sorted = layer.pairs;
+    product->expert_ids = align.row_experts;
+    product->block = 1;
+    product->num_post_padded = align.num_blocks;
+  }
+  params->gate_up.top_k = top_k;
+
+  MoeReduceParams& reduce = params->reduce;
+  reduce.dtype = layer.out_dtype;
+  reduce.tokens = layer.rows;
+  reduce.top_k = top_k;
+  reduce.hidden = layer.w2.n;
+  const GemmParams& down = params->down.gemm;
+  reduce.y = down.out;
+  reduce.y_slot_stride = down.out_row_stride;
+  reduce.y_token_stride = top_k * down.out_row_stride;
+  reduce.weights = weight_on_input ? nullptr : read_pointer<float>(topk_weights);
+  reduce.ids = align.positions;  // -1 for a pair that no expert here takes
+  reduce.id_dtype = DType::int32;
+  reduce.scale = static_cast<float>(scale);
+  if (add) {
+    const Arg arg(kOp, "add", *add);
+    arg.dtype({out.scalar_type()}).on_device_of(x, "x").shape(sizes_of(out), "[tokens, N]").matrix_rows();
+    reduce.add = read_pointer<void>(add);
+    reduce.add_row_stride = arg.row_stride();
+  }
+  reduce.out = write_pointer<void>(out);
+  reduce.out_row_stride = Arg(kOp, "out", out).row_stride();
+}
+
+}  // namespace
+
+FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, const Tensor& w13,
+                               const OptionalTensor& w13_scale2, const OptionalTensor& w13_bias,
+                               const std::vector<int64_t>& w13_desc, const Tensor& w2, const OptionalTensor& w2_scale2,
+                               const OptionalTensor& w2_bias, const std::vector<int64_t>& w2_desc,
+                               const std::string& layout_name, const OptionalTensor& topk_weights,
+                               const OptionalTensor& topk_ids, const OptionalTensor& expert_map,
+                               const OptionalTensor& expert_offsets, const OptionalTensor& expert_counts,
+                               const std::string& activation, const std::vector<double>& activation_args, int64_t group,
+                               double scale, const OptionalTensor& add, bool apply_router_weight_on_input,
+                               std::optional<int64_t> expected_tokens, const Tensor& out, const Tensor& workspace) {
+  Layer layer = check_layer(w13_desc, w2_desc, layout_name, group, x.scalar_type());
+  FusedMoeParams params{};
+  GemmParams &gate_up = params.gate_up.gemm, &down = params.down.gemm;
+  gate_up.desc = layer.w13;
+  down.desc = layer.w2;
+  params.gate_up.layout = params.down.layout = layer.layout;
+  params.gate_up.top_k = params.down.top_k = 1;
+  HUMMING_CHECK(!expected_tokens || *expected_tokens >= 0, kOp, ": expected_tokens = ", expected_tokens.value_or(0),
+                " is negative; pass an estimate or None");
+  params.gate_up.expected_tokens = params.down.expected_tokens = expected_tokens.value_or(0);
+  const bool masked = layer.layout == MoeLayout::masked;
+
+  // Rows of x, and those of them that hold something.
+  const int64_t dims = masked ? 3 : 2;
+  if (layer.quantises_x) {
+    HUMMING_CHECK(!x_scale, kOp, ": x_scale is given, but x is ", to_text(x.scalar_type()),
+                  ", which the layer quantises; pass None, or quantised x");
+    gate_up.x_dtype = *storage_type(x.scalar_type());
+    check_x_rows(kOp, x, dims, x_meaning(layer.layout), &gate_up);
+  } else {
+    check_x(kOp, x, dims, x_meaning(layer.layout), &gate_up);
+    check_x_scale(kOp, x_scale, x, &gate_up);
+  }
+  layer.rows = layer.pairs = gate_up.rows;
+  check_expert_rows(kOp, layout_name, expert_offsets, expert_counts, x, &params.gate_up);
+  params.down.expert_offsets = params.gate_up.expert_offsets;
+  params.down.offset_dtype = params.gate_up.offset_dtype;
+  params.down.expert_counts = params.gate_up.expert_counts;
+  params.down.capacity = params.gate_up.capacity;
+  RowsInUse x_rows{};
+  if (masked) {
+    x_rows = {nullptr, params.gate_up.expert_counts, DType::int32, params.gate_up.capacity};
+  } else if (!layer.indexed()) {
+    const DType dtype = params.gate_up.offset_dtype;
+    const int64_t end = layer.w13.experts * dtype_bits(dtype) / 8;
+    x_rows = {nullptr, static_cast<const uint8_t*>(params.gate_up.expert_offsets) + end, dtype, layer.rows};
+  }
+
+  check_weight(kW13, w13, w13_scale2, w13_bias, x, &gate_up);
+  check_weight(kW2, w2, w2_scale2, w2_bias, x, &down);
+  const int64_t inner = check_activation(kW13, activation, activation_args, &gate_up);
+  HUMMING_CHECK(layer.w2.k == inner, kOp, ": w2_desc has k = ", layer.w2.k, ", but w13 with activation \"", activation,
+                "\" gives ", inner, " columns");
+
+  if (layer.indexed()) {
+    required(kOp, "topk_weights", topk_weights, layout_name, x);
+    const Arg ids(kOp, "topk_ids", required(kOp, "topk_ids", topk_ids, layout_name, x));
+    ids.dtype({ScalarType::Int, ScalarType::Long}).dim(2, "[tokens, top_k]");
+    const int64_t top_k = topk_ids->size(1);
+    HUMMING_CHECK(topk_ids->size(0) == layer.rows && top_k >= 1, kOp, ": topk_ids has shape ",
+                  to_text(sizes_of(*topk_ids)), "; expected [tokens, top_k] with the ", layer.rows, " tokens of x");
+    HUMMING_CHECK(layer.rows <= kMaxIndex / top_k, kOp, ": ", layer.rows, " tokens * top_k = ", top_k, " exceed ",
+                  kMaxIndex, " pairs; split the call");
+    Arg(kOp, "topk_weights", *topk_weights).shape(sizes_of(*topk_ids), "[tokens, top_k]");
+    layer.pairs = layer.rows * top_k;
+  } else {
+    forbidden(kOp, "topk_ids", topk_ids, layout_name);
+    forbidden(kOp, "expert_map", expert_map, layout_name);
+    forbidden(kOp, "add", add, layout_name);
+    HUMMING_CHECK(scale == 1, kOp, ": layout \"", layout_name, "\" takes no scale, got ", scale,
+                  "; multiply topk_weights by it, or the sum over a token's rows");
+  }
+
+  // The result: of the products themselves, or of the sum over a token's pairs.
+  const Sizes out_shape =
+      masked ? Sizes{layer.w2.experts, params.down.capacity, layer.w2.n} : Sizes{layer.rows, layer.w2.n};
+  check_out(kOp, out, out_shape, masked ? "[experts, capacity, N]" : "[tokens, N]", workspace, x, &down);
+  layer.out_dtype = down.out_dtype;
+  const Parts parts = parts_of(layer);
+  uint8_t* const base = write_pointer<uint8_t>(workspace);
+  HUMMING_CHECK(workspace.numel() >= parts.products, kOp, ": workspace has ", workspace.numel(),
+                " bytes; the layer takes ", parts.products,
+                " beside what its products take; allocate FusedMoE.workspace_shape");
+  HUMMING_CHECK(!x.is_cuda() || reinterpret_cast<uintptr_t>(base) % kAlign == 0, kOp,
+                ": workspace does not begin at a multiple of ", kAlign, " bytes; allocate it with torch.empty");
+  gate_up.workspace = down.workspace = base + parts.products;
+  gate_up.workspace_bytes = down.workspace_bytes = workspace.numel() - parts.products;
+
+  gate_up.out = base + parts.h;
+  gate_up.out_dtype = layer.h_dtype();
+  gate_up.out_row_stride = row_bytes(inner, gate_up.out_dtype) * 8 / dtype_bits(gate_up.out_dtype);
+  gate_up.out_rows = down.rows = down.out_rows = layer.pairs;
+  gate_up.out_columns = inner;
+  if (layer.indexed()) {
+    down.out = base + parts.y;
+    down.out_row_stride = row_bytes(layer.w2.n, down.out_dtype) * 8 / dtype_bits(down.out_dtype);
+    check_routing(layer, parts, topk_weights, topk_ids, expert_map, scale, add, apply_router_weight_on_input, x, out,
+                  base, &params);
+  } else {
+    check_topk_weights(kOp, topk_weights, x, &down);
+  }
+
+  if (layer.quantises_x) {
+    QuantizeParams from{};
+    from.x = gate_up.x;
+    from.x_dtype = gate_up.x_dtype;
+    from.x_row_stride = gate_up.x_row_bytes * 8 / dtype_bits(gate_up.x_dtype);
+    from.rows = layer.rows;
+    from.used = x_rows;
+    params.quantize_x = quantised(from, layer, base + parts.x, &gate_up);
+  }
+  QuantizeParams h{};
+  h.x = gate_up.out;
+  h.x_dtype = gate_up.out_dtype;
+  h.x_row_stride = gate_up.out_row_stride;
+  h.rows = layer.pairs;
+  h.used = layer.indexed() ? RowsInUse{params.align.positions, nullptr, DType::int32, 0} : x_rows;
+  if (takes_quantised(layer.w2)) {
+    params.quantize_h = quantised(h, layer, base + parts.h_quantised, &down);
+  } else {
+    down.x = h.x;
+    down.x_dtype = h.x_dtype;
+    down.x_row_bytes = h.x_row_stride * dtype_bits(h.x_dtype) / 8;
+    down.x_scale = {nullptr, DType::fp32, 0, 0, 0};
+  }
+
+  if (apply_router_weight_on_input) {
+    // A row's weight is a factor of its scale, where rows have one weight.
+    HUMMING_CHECK(topk_weights.has_value() && (!layer.indexed() || layer.pairs == layer.rows), kOp,
+                  ": apply_router_weight_on_input needs topk_weights with one weight per row of x (top_k = 1)");
+    HUMMING_CHECK(!x_scale, kOp,
+                  ": apply_router_weight_on_input with quantised x; multiply x_scale by topk_weights and pass False");
+    const float* weights = read_pointer<float>(topk_weights);
+    down.topk_weights = nullptr;
+    params.quantize_x.row_factors = weights;
+    if (!layer.quantises_x) gate_up.x_scale = {weights, DType::fp32, 0, 1, 0};
+  }
+  return params;
+}
+
+int64_t fused_moe_workspace(int64_t rows, int64_t top_k, ScalarType x_dtype, ScalarType out_dtype,
+                            std::vector<int64_t> w13_desc, std::vector<int64_t> w2_desc, std::string layout,
+                            int64_t group) {
+  Layer layer = check_layer(w13_desc, w2_desc, layout, group, x_dtype);
+  HUMMING_CHECK(rows >= 0 && top_k >= 1, kOp, ": rows = ", rows, " and top_k = ", top_k, " must be at least 0 and 1");
+  HUMMING_CHECK(storage_type(out_dtype).has_value(), kOp, ": out has dtype ", to_text(out_dtype),
+                "; expected bfloat16, float16 or float32");
+  layer.rows = rows;
+  layer.pairs = layer.indexed() ? rows * top_k : rows;
+  layer.out_dtype = *storage_type(out_dtype);
+  return parts_of(layer).products;
+}
+
+}  // namespace humming

@@ -1,0 +1,26 @@
+// The MoE layer as a sequence of the ops of one device.
+#pragma once
+
+#include "ops/checks.h"
+
+namespace humming {
+
+struct LayerOps {
+  void (*quantize)(const Tensor&, const QuantizeParams&);
+  void (*align)(const Tensor&, const MoeAlignParams&);
+  void (*product)(const Tensor&, const MoeParams&);
+  void (*reduce)(const Tensor&, const MoeReduceParams&);
+};
+
+inline void run_fused_moe(const LayerOps& ops, const Tensor& x, const FusedMoeParams& params) {
+  if (params.gate_up.gemm.rows == 0) return;
+  const bool indexed = params.gate_up.layout == MoeLayout::indexed;
+  if (indexed) ops.align(x, params.align);
+  if (params.quantize_x.rows > 0) ops.quantize(x, params.quantize_x);
+  ops.product(x, params.gate_up);
+  if (params.quantize_h.rows > 0) ops.quantize(x, params.quantize_h);
+  ops.product(x, params.down);
+  if (indexed) ops.reduce(x, params.reduce);
+}
+
+}  // namespace humming
