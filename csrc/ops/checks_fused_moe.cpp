@@ -13,8 +13,6 @@ namespace humming {
 namespace {
 
 constexpr const char* kOp = "humming::fused_moe";
-constexpr const char* kW13 = "humming::fused_moe: w13";  // begin the messages about one of the weights
-constexpr const char* kW2 = "humming::fused_moe: w2";
 constexpr int64_t kAlign = 128;  // bytes, of every part and every row
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -40,8 +38,8 @@ struct Layer {
 Layer check_layer(const std::vector<int64_t>& w13_desc, const std::vector<int64_t>& w2_desc, const std::string& layout,
                   int64_t group, ScalarType x_dtype) {
   Layer layer{};
-  layer.w13 = parse_desc(kW13, w13_desc);
-  layer.w2 = parse_desc(kW2, w2_desc);
+  layer.w13 = parse_desc("humming::fused_moe: w13_desc", w13_desc);
+  layer.w2 = parse_desc("humming::fused_moe: w2_desc", w2_desc);
   HUMMING_CHECK(layer.w13.experts > 0 && layer.w13.experts == layer.w2.experts, kOp, ": w13_desc and w2_desc have ",
                 layer.w13.experts, " and ", layer.w2.experts, " experts; pass two weights of the same experts");
   layer.layout = parse_layout(kOp, layout);
@@ -53,8 +51,9 @@ Layer check_layer(const std::vector<int64_t>& w13_desc, const std::vector<int64_
       ", but neither x nor the activated rows are quantised; pass 0, or weights packed for operand e4m3 or s8");
   layer.group = group;
   for (const WeightDesc* desc : {&layer.w13, &layer.w2}) {
-    HUMMING_CHECK(desc->operand != Operand::s4 || desc->k % 2 == 0, desc == &layer.w13 ? kW13 : kW2,
-                  ": desc: k = ", desc->k, " is odd; int4 rows need an even k");
+    HUMMING_CHECK(desc->operand != Operand::s4 || desc->k % 2 == 0, kOp, ": ",
+                  desc == &layer.w13 ? "w13_desc" : "w2_desc", ": desc: k = ", desc->k,
+                  " is odd; int4 rows need an even k");
   }
   return layer;
 }
@@ -238,9 +237,9 @@ FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, c
     x_rows = {nullptr, static_cast<const uint8_t*>(params.gate_up.expert_offsets) + end, dtype, layer.rows};
   }
 
-  check_weight(kW13, w13, w13_scale2, w13_bias, x, &gate_up);
-  check_weight(kW2, w2, w2_scale2, w2_bias, x, &down);
-  const int64_t inner = check_activation(kW13, activation, activation_args, &gate_up);
+  check_weight(kOp, w13, w13_scale2, w13_bias, x, &gate_up, {"w13", "w13_scale2", "w13_bias"});
+  check_weight(kOp, w2, w2_scale2, w2_bias, x, &down, {"w2", "w2_scale2", "w2_bias"});
+  const int64_t inner = check_activation(kOp, activation, activation_args, &gate_up);
   HUMMING_CHECK(layer.w2.k == inner, kOp, ": w2_desc has k = ", layer.w2.k, ", but w13 with activation \"", activation,
                 "\" gives ", inner, " columns");
 
@@ -253,7 +252,7 @@ FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, c
                   to_text(sizes_of(*topk_ids)), "; expected [tokens, top_k] with the ", layer.rows, " tokens of x");
     HUMMING_CHECK(layer.rows <= kMaxIndex / top_k, kOp, ": ", layer.rows, " tokens * top_k = ", top_k, " exceed ",
                   kMaxIndex, " pairs; split the call");
-    Arg(kOp, "topk_weights", *topk_weights).shape(sizes_of(*topk_ids), "[tokens, top_k]");
+    Arg(kOp, "topk_weights", *topk_weights).dtype({ScalarType::Float}).shape(sizes_of(*topk_ids), "[tokens, top_k]");
     layer.pairs = layer.rows * top_k;
   } else {
     forbidden(kOp, "topk_ids", topk_ids, layout_name);

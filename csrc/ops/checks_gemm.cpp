@@ -85,19 +85,19 @@ void check_x_scale(const char* op, const OptionalTensor& x_scale, const Tensor& 
 }
 
 void check_weight(const char* op, const Tensor& packed, const OptionalTensor& scale2, const OptionalTensor& bias,
-                  const Tensor& x, GemmParams* params) {
+                  const Tensor& x, GemmParams* params, const WeightNames& names) {
   const WeightDesc& desc = params->desc;
-  Arg(op, "packed", packed)
+  Arg(op, names.packed, packed)
       .dtype({ScalarType::Byte})
       .on_device_of(x, "x")
       .shape(desc.packed_shape(), "the packed shape of desc")
       .contiguous();
   params->packed = read_pointer<uint8_t>(packed);
 
-  params->scale2 = check_scale2(op, scale2, desc, x, "x");
+  params->scale2 = check_scale2(op, names.scale2, scale2, desc, x, "x");
   params->bias = {nullptr, DType::fp32, 0};
   if (bias) {
-    Arg(op, "bias", *bias)
+    Arg(op, names.bias, *bias)
         .dtype({ScalarType::BFloat16, ScalarType::Half, ScalarType::Float})
         .on_device_of(x, "x")
         .contiguous()

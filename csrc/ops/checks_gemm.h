@@ -12,9 +12,14 @@ void check_x(const char* op, const Tensor& x, int64_t dims, const char* meaning,
 void check_x_rows(const char* op, const Tensor& x, int64_t dims, const char* meaning, GemmParams* params);
 void check_x_scale(const char* op, const OptionalTensor& x_scale, const Tensor& x, GemmParams* params);
 
+// What the op calls the tensors of a weight.
+struct WeightNames {
+  const char *packed = "packed", *scale2 = "scale2", *bias = "bias";
+};
+
 // Of params->desc.
 void check_weight(const char* op, const Tensor& packed, const OptionalTensor& scale2, const OptionalTensor& bias,
-                  const Tensor& x, GemmParams* params);
+                  const Tensor& x, GemmParams* params, const WeightNames& names = {});
 
 // The columns of out.
 int64_t check_activation(const char* op, const std::string& name, const std::vector<double>& args, GemmParams* params);

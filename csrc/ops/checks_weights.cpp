@@ -122,7 +122,7 @@ DecodeParams check_decode_packed(const Tensor& packed, const OptionalTensor& sca
       .shape(desc.packed_shape(), "the packed shape of desc")
       .contiguous();
   params.packed = read_pointer<uint8_t>(packed);
-  params.scale2 = check_scale2(op, scale2, desc, packed, "packed");
+  params.scale2 = check_scale2(op, "scale2", scale2, desc, packed, "packed");
   const ScalarType expected = codes ? ScalarType::Byte : ScalarType::Float;
   HUMMING_CHECK(out.scalar_type() == expected, op, ": out has dtype ", to_text(out.scalar_type()),
                 " with codes = ", codes ? "True" : "False", "; expected ", to_text(expected));

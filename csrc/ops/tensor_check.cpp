@@ -58,13 +58,13 @@ WeightDesc parse_desc(const char* op, const std::vector<int64_t>& ints) {
   }
 }
 
-Scale2View check_scale2(const char* op, const OptionalTensor& scale2, const WeightDesc& desc, const Tensor& reference,
-                        const char* reference_name) {
+Scale2View check_scale2(const char* op, const char* name, const OptionalTensor& scale2, const WeightDesc& desc,
+                        const Tensor& reference, const char* reference_name) {
   if (!scale2) return {nullptr, 0, 0};
-  Arg(op, "scale2", *scale2).dtype({ScalarType::Float}).on_device_of(reference, reference_name).contiguous();
+  Arg(op, name, *scale2).dtype({ScalarType::Float}).on_device_of(reference, reference_name).contiguous();
   const int64_t experts = std::max<int64_t>(desc.experts, 1);
   const bool per_channel = scale2->numel() == experts * desc.n;
-  HUMMING_CHECK(per_channel || scale2->numel() == experts, op, ": scale2 has shape ", to_text(sizes_of(*scale2)),
+  HUMMING_CHECK(per_channel || scale2->numel() == experts, op, ": ", name, " has shape ", to_text(sizes_of(*scale2)),
                 "; expected ", experts, " elements (one per ", desc.experts ? "expert" : "tensor", ") or ",
                 experts * desc.n, " (one per ", desc.experts ? "expert and " : "", "output channel)");
   return {read_pointer<float>(scale2), per_channel ? desc.n : 1, per_channel ? 1 : 0};

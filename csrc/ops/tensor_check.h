@@ -60,8 +60,8 @@ class Arg {
 };
 
 // scale2 of a packed weight: fp32, one per tensor or channel (dense), one per expert or per expert and channel.
-Scale2View check_scale2(const char* op, const OptionalTensor& scale2, const WeightDesc& desc, const Tensor& reference,
-                        const char* reference_name);
+Scale2View check_scale2(const char* op, const char* name, const OptionalTensor& scale2, const WeightDesc& desc,
+                        const Tensor& reference, const char* reference_name);
 
 // Read and write pointers; nullptr for no tensor.
 template <class T>

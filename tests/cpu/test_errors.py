@@ -77,6 +77,38 @@ def moe_call(layout: str) -> Call:
     )
 
 
+def layer_call(layout: str) -> Call:
+    w13 = WeightCase("int4", n=64, k=128, experts=3, gate_up=True, row_order="gate_up")
+    w2 = WeightCase("int4", "s8", n=96, k=32, experts=3)
+    rows = {
+        "indexed": {
+            "topk_weights": torch.ones(4, 2),
+            "topk_ids": torch.zeros(4, 2, dtype=torch.int32),
+            "expert_map": torch.tensor([2, -1, 0, 1], dtype=torch.int32),
+        },
+        "contiguous": {"expert_offsets": torch.tensor([0, 1, 1, 4]), "topk_weights": torch.ones(4)},
+        "masked": {"expert_counts": torch.tensor([1, 0, 4], dtype=torch.int32), "topk_weights": torch.ones(3, 4)},
+    }[layout]
+    names = ("topk_weights", "topk_ids", "expert_map", "expert_offsets", "expert_counts")
+    lead = (3, 4) if layout == "masked" else (4,)
+    weights = {
+        **{"w13": w13.make().pack()[0], "w13_scale2": torch.ones(3), "w13_bias": torch.zeros(3, 64)},
+        **{"w13_desc": w13.desc, "w2": w2.make().pack()[0], "w2_scale2": torch.ones(3, 96)},
+        **{"w2_bias": torch.zeros(3, 96), "w2_desc": w2.desc},
+    }
+    options = {
+        **{"activation": "silu", "activation_args": [], "group": 0, "scale": 2.0 if layout == "indexed" else 1.0},
+        **{"add": torch.zeros(4, 96) if layout == "indexed" else None, "apply_router_weight_on_input": False},
+        **{"expected_tokens": None, "out": torch.empty(*lead, 96)},
+        "workspace": torch.empty(20_000, dtype=torch.uint8),
+    }
+    x = torch.zeros(*lead, 128, dtype=torch.bfloat16)
+    return Call(
+        "fused_moe",
+        {"x": x, "x_scale": None, **weights, "layout": layout, **dict.fromkeys(names), **rows, **options},
+    )
+
+
 def quantize_call(dtype: torch.dtype = torch.int8) -> Call:
     arguments = {
         "x": torch.zeros(3, 128),
@@ -131,6 +163,9 @@ CALLS: dict[str, Callable[[], Call]] = {
     "indexed": lambda: moe_call("indexed"),
     "contiguous": lambda: moe_call("contiguous"),
     "masked": lambda: moe_call("masked"),
+    "layer": lambda: layer_call("indexed"),
+    "layer-contiguous": lambda: layer_call("contiguous"),
+    "layer-masked": lambda: layer_call("masked"),
     "quantize": quantize_call,
     "align": align_call,
     "reduce": reduce_call,
@@ -243,6 +278,56 @@ SPOILED = [
     ("masked", "expert_counts", i32(1, -1, 4)),
     ("masked", "expert_offsets", i32(0, 1, 1, 4)),
     ("masked", "out", torch.empty(12, 32)),
+    # fused_moe
+    ("layer", "x", torch.zeros(4, 128)),
+    ("layer", "x", torch.zeros(4, 64).bfloat16()),
+    ("layer", "x", torch.zeros(1, 4, 128).bfloat16()),
+    ("layer", "x", torch.zeros(128, 4).bfloat16().T),
+    ("layer-masked", "x", torch.zeros(4, 128).bfloat16()),
+    ("layer-masked", "x", torch.zeros(2, 4, 128).bfloat16()),
+    ("layer", "x_scale", torch.ones(4)),
+    ("layer", "w13", torch.zeros(2, 1, 4096, dtype=torch.uint8)),
+    ("layer", "w2", torch.zeros(3, 1, 4096, dtype=torch.int8)),
+    ("layer", "w13_scale2", torch.ones(2)),
+    ("layer", "w2_scale2", torch.ones(3).half()),
+    ("layer", "w13_bias", torch.zeros(64)),
+    ("layer", "w2_bias", torch.zeros(3, 64)),
+    ("layer", "w13_desc", WeightCase("int4", n=64, k=128).desc),
+    ("layer", "w13_desc", []),
+    ("layer", "w2_desc", WeightCase("int4", n=96, k=32, experts=2).desc),
+    ("layer", "w2_desc", WeightCase("int4", n=96, k=64, experts=3).desc),
+    ("layer", "layout", "sorted"),
+    ("layer", "topk_weights", None),
+    ("layer", "topk_weights", torch.ones(4, 3)),
+    ("layer", "topk_weights", torch.ones(4, 2).half()),
+    ("layer", "topk_ids", None),
+    ("layer", "topk_ids", torch.zeros(3, 2, dtype=torch.int32)),
+    ("layer", "topk_ids", torch.zeros(4, 0, dtype=torch.int32)),
+    ("layer", "topk_ids", torch.zeros(4, 2)),
+    ("layer", "topk_ids", torch.zeros(2, 4, dtype=torch.int32).T),
+    ("layer", "expert_map", torch.zeros(4, dtype=torch.int64)),
+    ("layer", "expert_offsets", i32(0, 1, 1, 4)),
+    ("layer", "expert_counts", i32(1, 0, 3)),
+    ("layer", "activation", "swish"),
+    ("layer", "activation", "silu_no_mul"),
+    ("layer", "activation_args", [-1.0]),
+    ("layer", "group", 64),
+    ("layer", "add", torch.zeros(4, 64)),
+    ("layer", "add", torch.zeros(4, 96).half()),
+    ("layer", "apply_router_weight_on_input", True),
+    ("layer", "expected_tokens", -1),
+    ("layer", "out", torch.empty(4, 64)),
+    ("layer", "out", torch.empty(4, 96).double()),
+    ("layer", "workspace", torch.empty(1_000, dtype=torch.uint8)),
+    ("layer", "workspace", torch.empty(20_000)),
+    ("layer-contiguous", "topk_weights", torch.ones(3)),
+    ("layer-contiguous", "topk_ids", torch.zeros(4, 1, dtype=torch.int32)),
+    ("layer-contiguous", "expert_map", i32(0, 1, 2)),
+    ("layer-contiguous", "expert_offsets", None),
+    ("layer-contiguous", "scale", 2.0),
+    ("layer-contiguous", "add", torch.zeros(4, 96)),
+    ("layer-masked", "expert_counts", None),
+    ("layer-masked", "out", torch.empty(12, 96)),
     # quantize_activation
     ("quantize", "x", torch.zeros(3, 128).double()),
     ("quantize", "x", torch.zeros(3, 128).int()),
@@ -339,6 +424,21 @@ def test_a_bad_argument_is_named(call: str, argument: str, value) -> None:
         good(**{argument: value})
     assert f"humming::{good.op}: " in str(error.value)
     assert argument in str(error.value).split(": ", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "value"),
+    [
+        ("layer", "topk_ids", i32(0, 1, 2, 4, 0, 0, 0, 0).view(4, 2)),
+        ("layer", "topk_ids", i32(0, 1, 2, -2, 0, 0, 0, 0).view(4, 2)),
+        ("layer", "expert_map", i32(3, 0, 0, 0)),
+        ("layer-contiguous", "expert_offsets", i32(0, 1, 1, 5)),
+        ("layer-masked", "expert_counts", i32(1, 0, 5)),
+    ],
+)
+def test_bad_numbers_are_found_by_the_ops_of_a_layer(call: str, argument: str, value) -> None:
+    with pytest.raises(RuntimeError, match=rf"humming::moe_(align|gemm): .*{argument}"):
+        CALLS[call]()(**{argument: value})
 
 
 def test_a_named_instance_runs_on_gpus_only() -> None:

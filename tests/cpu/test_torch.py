@@ -38,6 +38,18 @@ def moe_args(layout: str, rows: int = 4) -> tuple:
     return x, None, EXPERTS.make().pack()[0], None, torch.ones(3, 80), EXPERTS.desc, layout, *routing, None, 2, "silu"
 
 
+def fused_args(layout: str, rows: int = 4) -> tuple:
+    down = WeightCase("int4", "s8", n=72, k=40, experts=3)
+    weights = (EXPERTS.make().pack()[0], None, torch.ones(3, 80), EXPERTS.desc, down.make().pack()[0], None, None)
+    routing = {
+        "indexed": (torch.rand(rows, 2), (torch.arange(2 * rows) % 3).view(rows, 2), None, None, None),
+        "contiguous": (None, None, None, i32(0, 1, 1, rows), None),
+        "masked": (None, None, None, None, i32(rows, rows, rows)),
+    }[layout]
+    x = random_x(*((3, rows) if layout == "masked" else (rows,)), 160)
+    return x, None, *weights, down.desc, layout, *routing
+
+
 def reduce_args(tokens: int = 4) -> tuple:
     return (
         random_x(tokens, 2, 16),
@@ -61,6 +73,10 @@ FUNCTIONAL: dict[str, Callable[[], tuple[str, tuple, dict]]] = {
     "moe_gemm-indexed": lambda: ("moe_gemm", moe_args("indexed"), {"expected_tokens": 5}),
     "moe_gemm-contiguous": lambda: ("moe_gemm", moe_args("contiguous"), {"out_dtype": torch.float16}),
     "moe_gemm-masked": lambda: ("moe_gemm", moe_args("masked"), {}),
+    "fused_moe-indexed": lambda: ("fused_moe", fused_args("indexed"), {"scale": 2.0, "add": random_x(4, 72)}),
+    "fused_moe-contiguous": lambda: ("fused_moe", fused_args("contiguous"), {"out_dtype": torch.float16}),
+    "fused_moe-masked": lambda: ("fused_moe", fused_args("masked"), {"group": 128, "expected_tokens": 5}),
+    "fused_moe-empty": lambda: ("fused_moe", fused_args("indexed", 0), {}),
     "quantize_activation": lambda: ("quantize_activation", (random_x(3, 160), torch.float8_e4m3fn, 0), {}),
     "quantize_activation-int4": lambda: (
         "quantize_activation",
@@ -89,6 +105,7 @@ FUNCTIONAL: dict[str, Callable[[], tuple[str, tuple, dict]]] = {
 OUT_NAMES = {
     "gemm": ("out",),
     "moe_gemm": ("out",),
+    "fused_moe": ("out",),
     "quantize_activation": ("out", "scale"),
     "moe_align": ("sorted_pairs", "positions", "blocks", "num_blocks"),
     "moe_reduce": ("out",),
@@ -104,8 +121,8 @@ def out_form(name: str) -> tuple[str, tuple, dict]:
     outputs = as_tuple(result)
     kwargs = {key: value for key, value in kwargs.items() if key not in ("out_dtype", "scale_dtype")}
     kwargs |= dict(zip(OUT_NAMES[op], (torch.zeros_like(out) for out in outputs), strict=True))
-    if op in ("gemm", "moe_gemm"):
-        kwargs["workspace"] = torch.empty(0, dtype=torch.uint8)
+    if op in ("gemm", "moe_gemm", "fused_moe"):
+        kwargs["workspace"] = torch.zeros(100_000 if op == "fused_moe" else 0, dtype=torch.uint8)
     if op == "quantize_activation":
         args = (args[0], args[2])
         kwargs["out"] = torch.empty_strided(outputs[0].shape, outputs[0].stride(), dtype=outputs[0].dtype)
@@ -145,6 +162,7 @@ COMPILED: dict[str, tuple[Callable, Callable[[int], tuple]]] = {
     "gemm": (ops.gemm, gemm_args),
     "moe_gemm-contiguous": (ops.moe_gemm, lambda rows: moe_args("contiguous", rows)),
     "moe_gemm-indexed": (ops.moe_gemm, lambda rows: moe_args("indexed", rows)),
+    "fused_moe": (ops.fused_moe, lambda rows: fused_args("indexed", rows)),
     "quantize_activation": (
         lambda x: ops.quantize_activation(x, torch.float8_e4m3fn, 128, activation="silu"),
         lambda rows: (random_x(rows, 320),),
