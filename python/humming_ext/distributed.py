@@ -106,8 +106,8 @@ class AllToAll:
     def _exchange(self, rows: Tensor, received: list[int], sent: list[int]) -> Tensor:
         """The rows that come, by rank, for those that go, by rank."""
         out = rows.new_empty(sum(received), rows.shape[1])
-        pieces = [out.view(torch.uint8), rows.contiguous().view(torch.uint8)]  # not every backend knows every dtype
-        dist.all_to_all_single(*pieces, received, sent, group=self.group)
+        to, source = out.view(torch.uint8), rows.contiguous().view(torch.uint8)  # not every backend knows every dtype
+        dist.all_to_all_single(to, source, received, sent, group=self.group)
         return out
 
 
