@@ -13,7 +13,6 @@ from moe_layers import BY_NAME, LayerCase, Problem, make_layer, make_problem
 from moe_products import Routing
 from support import assert_bits_equal
 
-CASES = [BY_NAME[name] for name in ("v4-fp8_g128", "gpt_oss-bf16", "qwen3-int8", "qwen3-fp16")]
 # Kind and tokens of the ranks' routings, in turn.
 ROUNDS = [
     [("skewed", 17), ("balanced", 5), ("skewed", 33), ("balanced", 1)],
@@ -70,19 +69,19 @@ def check_case(case: LayerCase, rank: int, ranks: int, device: torch.device) -> 
         assert_bits_equal(together, alone.call(), "one expert per token")
 
 
-def _rank(rank: int, ranks: int, backend: str, store: str) -> None:
+def _rank(rank: int, ranks: int, backend: str, store: str, names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=ranks)
     try:
-        for case in CASES:
-            check_case(case, rank, ranks, device)
+        for name in names:
+            check_case(BY_NAME[name], rank, ranks, device)
     finally:
         dist.destroy_process_group()
 
 
-def check(ranks: int, backend: str, folder: Path) -> None:
-    """Every case on so many ranks, one process each; raises what a rank raised."""
-    torch.multiprocessing.spawn(_rank, (ranks, backend, str(folder / "store")), nprocs=ranks)
+def check(names: tuple[str, ...], ranks: int, backend: str, folder: Path) -> None:
+    """The named cases on so many ranks, one process each; raises what a rank raised."""
+    torch.multiprocessing.spawn(_rank, (ranks, backend, str(folder / "store"), names), nprocs=ranks)

@@ -14,9 +14,12 @@ from moe_layers import BY_NAME
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_together_are_the_whole_layer(ranks: int, tmp_path: Path) -> None:
-    expert_parallel.check(ranks, "gloo", tmp_path)
+@pytest.mark.parametrize(
+    ("ranks", "names"),
+    [(2, ("v4-fp8_g128", "gpt_oss-bf16", "qwen3-int8", "qwen3-fp16")), (4, ("v4-fp8_g128", "gpt_oss-bf16"))],
+)
+def test_ranks_together_are_the_whole_layer(ranks: int, names: tuple[str, ...], tmp_path: Path) -> None:
+    expert_parallel.check(names, ranks, "gloo", tmp_path)
 
 
 def test_layers_that_cannot_be_spread_are_refused(tmp_path: Path) -> None:

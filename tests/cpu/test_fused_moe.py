@@ -6,7 +6,7 @@ import humming_ext
 import numpy as np
 import pytest
 import torch
-from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, Problem, composed, make_problem, routings
+from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, composed, make_problem, routings
 from moe_products import Routing
 from oracle.activations import quantise
 from oracle.rounding import ROUND, round_bf16
@@ -24,10 +24,6 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 def mapped(case: LayerCase, tokens: int = 33) -> Routing:
     """Experts elsewhere, empty slots, experts without tokens."""
     return Routing("mapped", tokens, case.top_k, case.experts)
-
-
-def written(problem: Problem) -> torch.Tensor:
-    return torch.from_numpy(~np.isnan(problem.exact).any(axis=1))
 
 
 @layouts
@@ -51,7 +47,7 @@ def test_layers_are_the_composition_of_their_ops(case: LayerCase, layout: str) -
     """So no quantisation is left out (vllm#51661, vllm#38066: silently W4A16), no bias (tokenspeed#1036) and no clamp
     (the limit of SwiGLU was missed on one path)."""
     problem = make_problem(case, mapped(case), layout)
-    assert_bits_equal(problem.run()[written(problem)], composed(problem)[written(problem)])
+    assert_bits_equal(problem.run()[problem.written], composed(problem)[problem.written])
 
 
 @pytest.mark.parametrize(("operand", "down"), [("bf16", "bf16"), ("s8", "s8"), ("bf16", "s8"), ("s8", "bf16")])
@@ -118,8 +114,8 @@ def test_layouts_agree_bit_for_bit(case: LayerCase) -> None:
     indexed.rows = (torch.ones(20, 1), indexed.rows[1])
     contiguous.rows, masked.rows = contiguous.rows[:1], masked.rows[:1]
     by_expert = indexed.run()[routing.local().argsort(stable=True)]
-    assert_bits_equal(contiguous.run()[written(contiguous)], by_expert, "contiguous")
-    assert_bits_equal(masked.run()[written(masked)], by_expert, "masked")
+    assert_bits_equal(contiguous.run()[contiguous.written], by_expert, "contiguous")
+    assert_bits_equal(masked.run()[masked.written], by_expert, "masked")
 
 
 @layouts
@@ -212,7 +208,7 @@ def test_compile_as_one_graph(case: LayerCase, layout: str, form: str) -> None:
     arguments = (problem.x, *problem.rows)
     compiled = torch.compile(around, fullgraph=True, backend="aot_eager")(*arguments).clone()
     eager = around(*arguments)
-    rows = written(problem)
+    rows = problem.written
     assert_bits_equal(compiled.view(-1, case.hidden)[rows], eager.view(-1, case.hidden)[rows])
 
 
