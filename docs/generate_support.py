@@ -31,6 +31,7 @@ FAMILIES = {
     "prepack": "repack",
     "decode_packed": "decode",
 }
+LAYERS = {"fused_moe": "moe_gemm_sm90"}  # op -> the family of those of its steps' kernels that are the fewest
 Instance = generate_instances.Instance
 
 
@@ -77,7 +78,7 @@ def cuda_cell(row: dict, kernels: list[Instance]) -> str:
 def op_table(kernels: list[Instance]) -> list[str]:
     """Where each op runs."""
     rows = []
-    for op, family in FAMILIES.items():
+    for op, family in {**FAMILIES, **LAYERS}.items():
         archs = sorted({instance.arch for instance in kernels if instance.family.name == family})
         cuda = ", ".join(f"sm_{arch}" for arch in archs) or "raises: no kernel instances yet"
         rows.append([f"`{op}`", "yes", cuda])
