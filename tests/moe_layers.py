@@ -22,7 +22,7 @@ from support import TORCH, WeightCase, assert_as_accurate, guarded, operand_roun
 
 ops = torch.ops.humming
 LAYOUTS = ("indexed", "contiguous", "masked")
-QUANTISED = {"e4m3": "e4m3", "s8": "int8"}  # operand -> what rows are quantised to
+QUANTISED = {"e4m3": "e4m3", "s8": "int8", "s4": "int4"}  # operand -> what rows are quantised to
 NAN = float("nan")
 
 
@@ -101,16 +101,17 @@ CASES = [
     v4("relu2", "bf16", activation="relu2_no_mul", args=(), inner=80, bias="fp16"),
     v4("on_input_bf16", "bf16", top_k=1, options=ON_INPUT),
     v4("on_input_fp8", "e4m3", top_k=1, options=ON_INPUT),
-    gpt_oss("bf16", "bf16"),
+    gpt_oss("bf16", "bf16"),  # vllm#47769: mxfp4 with sizes that are no multiple of 64
     gpt_oss("fp8", "e4m3"),
     gpt_oss("fp8_g128", "e4m3", group=128, bias="fp32"),
     qwen3("bf16", "bf16"),
     qwen3("fp16", "fp16", options=SCALED),
     qwen3("fp8", "e4m3"),
-    qwen3("int8", "s8"),
+    qwen3("int8", "s8"),  # humming#13: 4-bit weights and int8 rows were broken
     qwen3("int8_g128", "s8", group=128),
     qwen3("bf16_then_int8", "bf16", down_operand="s8"),
-    qwen3("int8_channel", "s8", weight=INT4_CHANNEL, inner=104),  # gate and up are padded each
+    qwen3("int8_channel", "s8", weight=INT4_CHANNEL, inner=104),  # vllm#48624: gate and up are padded each
+    qwen3("int4", "s4", weight=WeightCase("int4", "s4")),
     qwen3("gelu_tanh", "s8", weight=INT4_CHANNEL, activation="gelu_tanh"),
     qwen3("on_input_int8", "s8", weight=INT4_CHANNEL, top_k=1, options=ON_INPUT),
 ]

@@ -14,7 +14,7 @@ from .formats import Operand
 from .fused_moe import FusedMoE
 
 _ALIGN = 16  # bytes, of what a token's message consists of
-_QUANTISED = {Operand.e4m3: torch.float8_e4m3fn, Operand.s8: torch.int8}
+_QUANTISED = {Operand.e4m3: torch.float8_e4m3fn, Operand.s8: torch.int8, Operand.s4: torch.uint8}
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class ExpertParallelMoE(nn.Module):
     experts: the layer of this rank's experts, without expert_map.
     dispatcher: None: AllToAll over all ranks, of which every one has as many experts.
 
-    Where w13 is packed for operand e4m3 or s8, tokens are quantised before they travel, to the numbers that `experts`
-    would make of them; else they travel as they are. routed_scaling_factor of `experts` applies to what a rank sends
-    back.
+    Where w13 is packed for operand e4m3, s8 or s4, tokens are quantised before they travel, to the numbers that
+    `experts` would make of them; else they travel as they are. routed_scaling_factor of `experts` applies to what a
+    rank sends back.
 
     Raises ValueError if `experts` has an expert_map or applies weights to its input.
     """
