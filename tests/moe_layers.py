@@ -73,7 +73,7 @@ def int4(operand: str) -> WeightCase:
 
 def v4(name: str, operand: str, **changes) -> LayerCase:
     """DeepSeek-V4-Flash: mxfp4, SwiGLU with a limit of 10, six of many experts."""
-    case = LayerCase(f"v4-{name}", mxfp4(operand), hidden=256, inner=128, top_k=6, args=(10.0,))
+    case = LayerCase(f"v4-{name}", mxfp4(operand), hidden=192, inner=128, top_k=6, args=(10.0,))
     return replace(case, **changes)
 
 
@@ -86,7 +86,7 @@ def gpt_oss(name: str, operand: str, **changes) -> LayerCase:
 
 def qwen3(name: str, operand: str, **changes) -> LayerCase:
     """Qwen3: int4 in groups of 128, eight of many experts."""
-    return replace(LayerCase(f"qwen3-{name}", int4(operand), hidden=256, inner=192, top_k=8), **changes)
+    return replace(LayerCase(f"qwen3-{name}", int4(operand), hidden=192, inner=192, top_k=8), **changes)
 
 
 ON_INPUT = (("apply_router_weight_on_input", True),)
