@@ -107,50 +107,152 @@ Parts parts_of(const Layer& layer) {
   return parts;
 }
 
-// The quantisation of rows to `to`, from where `product` then takes them; `from` begins the parameters.
-QuantizeParams quantised(QuantizeParams from, const Layer& layer, uint8_t* to, GemmParams* product) {
+// The quantisation to `to` of the rows that `product` takes; it then takes them from there.
+QuantizeParams quantise(const Layer& layer, const RowsInUse& used, uint8_t* to, GemmParams* product) {
   const int64_t k = product->desc.k, groups = layer.groups(k);
-  const DType dtype = own_dtype(product->desc.operand);
-  QuantizeParams params = from;
+  QuantizeParams params{};
+  params.x = product->x;
+  params.x_dtype = product->x_dtype;
+  params.x_row_stride = product->x_row_bytes * 8 / dtype_bits(product->x_dtype);
+  params.rows = product->rows;
   params.k = k;
   params.out = to;
-  params.out_dtype = dtype;
-  params.out_row_bytes = row_bytes(k, dtype);
+  params.out_dtype = own_dtype(product->desc.operand);
+  params.out_row_bytes = row_bytes(k, params.out_dtype);
   params.group = layer.group ? layer.group : k;
   params.num_groups = groups;
   params.scale = to + params.rows * params.out_row_bytes;
   params.scale_dtype = DType::fp32;
+  params.used = used;
   params.activation = Activation::none;
 
   product->x = to;
-  product->x_dtype = dtype;
+  product->x_dtype = params.out_dtype;
   product->x_row_bytes = params.out_row_bytes;
   product->x_scale = {params.scale, DType::fp32, groups > 1 ? layer.group : 0, groups, groups > 1 ? 1 : 0};
   return params;
 }
 
-// The layout indexed: pairs in the order of their experts, and the sum over a token's.
-void check_routing(const Layer& layer, const Parts& parts, const OptionalTensor& topk_weights,
-                   const OptionalTensor& topk_ids, const OptionalTensor& expert_map, double scale,
-                   const OptionalTensor& add, bool weight_on_input, const Tensor& x, const Tensor& out,
-                   uint8_t* workspace, FusedMoeParams* params) {
-  const int64_t top_k = topk_ids->size(1);
-  const auto part = [&](int64_t begin) { return reinterpret_cast<int32_t*>(workspace + begin); };
-  MoeAlignParams& align = params->align;
-  align.topk_ids = read_pointer<void>(topk_ids);
-  align.id_dtype = *storage_type(topk_ids->scalar_type());
-  align.num_pairs = layer.pairs;
-  align.num_experts = align.num_global_experts = layer.w13.experts;
-  if (expert_map) {
-    Arg(kOp, "expert_map", *expert_map)
-        .dtype({ScalarType::Int})
-        .on_device_of(x, "x")
-        .dim(1, "[global experts]")
-        .contiguous();
-    align.expert_map = read_pointer<int32_t>(expert_map);
-    align.num_global_experts = expert_map->numel();
+// What the steps after the weights need of the op's arguments.
+struct Arguments {
+  const Tensor& x;
+  const OptionalTensor& x_scale;
+  const std::string& layout;
+  const OptionalTensor &topk_weights, &topk_ids, &expert_map, &expert_offsets, &expert_counts;
+  double scale;
+  const OptionalTensor& add;
+  bool weight_on_input;
+  const Tensor &out, &workspace;
+};
+
+// x, and where its rows are; returns those that hold something.
+RowsInUse check_rows(const Arguments& a, Layer* layer, FusedMoeParams* params) {
+  GemmParams& gate_up = params->gate_up.gemm;
+  const int64_t dims = layer->layout == MoeLayout::masked ? 3 : 2;
+  if (layer->quantises_x) {
+    HUMMING_CHECK(!a.x_scale, kOp, ": x_scale is given, but x is ", to_text(a.x.scalar_type()),
+                  ", which the layer quantises; pass None, or quantised x");
+    gate_up.x_dtype = *storage_type(a.x.scalar_type());
+    check_x_rows(kOp, a.x, dims, x_meaning(layer->layout), &gate_up);
+  } else {
+    check_x(kOp, a.x, dims, x_meaning(layer->layout), &gate_up);
+    check_x_scale(kOp, a.x_scale, a.x, &gate_up);
   }
+  layer->rows = layer->pairs = gate_up.rows;
+  MoeParams& rows = params->gate_up;
+  check_expert_rows(kOp, a.layout, a.expert_offsets, a.expert_counts, a.x, &rows);
+  params->down.expert_offsets = rows.expert_offsets;
+  params->down.offset_dtype = rows.offset_dtype;
+  params->down.expert_counts = rows.expert_counts;
+  params->down.capacity = rows.capacity;
+  switch (layer->layout) {
+    case MoeLayout::masked: return {nullptr, rows.expert_counts, DType::int32, rows.capacity};
+    case MoeLayout::contiguous: {
+      const int64_t last = layer->w13.experts * dtype_bits(rows.offset_dtype) / 8;
+      return {nullptr, static_cast<const uint8_t*>(rows.expert_offsets) + last, rows.offset_dtype, layer->rows};
+    }
+    case MoeLayout::indexed: break;
+  }
+  return {};
+}
+
+// The routing of the layout indexed, and what only it has.
+void check_routing(const Arguments& a, Layer* layer, FusedMoeParams* params) {
+  if (!layer->indexed()) {
+    forbidden(kOp, "topk_ids", a.topk_ids, a.layout);
+    forbidden(kOp, "expert_map", a.expert_map, a.layout);
+    forbidden(kOp, "add", a.add, a.layout);
+    HUMMING_CHECK(a.scale == 1, kOp, ": layout \"", a.layout, "\" takes no scale, got ", a.scale,
+                  "; multiply topk_weights by it, or the sum over a token's rows");
+    return;
+  }
+  required(kOp, "topk_weights", a.topk_weights, a.layout, a.x);
+  const Tensor& ids = required(kOp, "topk_ids", a.topk_ids, a.layout, a.x);
+  Arg(kOp, "topk_ids", ids).dtype({ScalarType::Int, ScalarType::Long}).dim(2, "[tokens, top_k]");
+  const int64_t top_k = ids.size(1);
+  HUMMING_CHECK(ids.size(0) == layer->rows && top_k >= 1, kOp, ": topk_ids has shape ", to_text(sizes_of(ids)),
+                "; expected [tokens, top_k] with the ", layer->rows, " tokens of x");
+  HUMMING_CHECK(layer->rows <= kMaxIndex / top_k, kOp, ": ", layer->rows, " tokens * top_k = ", top_k, " exceed ",
+                kMaxIndex, " pairs; split the call");
+  Arg(kOp, "topk_weights", *a.topk_weights).dtype({ScalarType::Float}).shape(sizes_of(ids), "[tokens, top_k]");
+  layer->pairs = layer->rows * top_k;
+  params->gate_up.top_k = top_k;
+
+  MoeAlignParams& align = params->align;
+  align.topk_ids = read_pointer<void>(ids);
+  align.id_dtype = *storage_type(ids.scalar_type());
+  align.num_pairs = layer->pairs;
+  align.num_experts = align.num_global_experts = layer->w13.experts;
   align.block = 1;  // then there are as many blocks as rows
+  if (a.expert_map) {
+    const Arg map(kOp, "expert_map", *a.expert_map);
+    map.dtype({ScalarType::Int}).on_device_of(a.x, "x").dim(1, "[global experts]").contiguous();
+    align.expert_map = read_pointer<int32_t>(a.expert_map);
+    align.num_global_experts = a.expert_map->numel();
+  }
+}
+
+// out, and the workspace with the rows of h and y: where the products write.
+Parts check_results(const Arguments& a, Layer* layer, FusedMoeParams* params) {
+  GemmParams &gate_up = params->gate_up.gemm, &down = params->down.gemm;
+  const bool masked = layer->layout == MoeLayout::masked;
+  const Sizes shape =
+      masked ? Sizes{layer->w2.experts, params->down.capacity, layer->w2.n} : Sizes{layer->rows, layer->w2.n};
+  check_out(kOp, a.out, shape, masked ? "[experts, capacity, N]" : "[tokens, N]", a.workspace, a.x, &down);
+  layer->out_dtype = down.out_dtype;
+  const Parts parts = parts_of(*layer);
+  uint8_t* const base = write_pointer<uint8_t>(a.workspace);
+  const int64_t bytes = a.workspace.numel();
+  HUMMING_CHECK(bytes >= parts.products, kOp, ": workspace has ", bytes, " bytes; the layer takes ", parts.products,
+                " beside what its products take; allocate FusedMoE.workspace_shape");
+  HUMMING_CHECK(!a.x.is_cuda() || reinterpret_cast<uintptr_t>(base) % kAlign == 0, kOp,
+                ": workspace does not begin at a multiple of ", kAlign, " bytes; allocate it with torch.empty");
+  gate_up.workspace = down.workspace = base + parts.products;
+  gate_up.workspace_bytes = down.workspace_bytes = bytes - parts.products;
+
+  const auto row_stride = [](int64_t columns, DType dtype) {
+    return row_bytes(columns, dtype) * 8 / dtype_bits(dtype);
+  };
+  gate_up.out = base + parts.h;
+  gate_up.out_dtype = layer->h_dtype();
+  gate_up.out_row_stride = row_stride(layer->w2.k, gate_up.out_dtype);
+  gate_up.out_columns = layer->w2.k;
+  gate_up.out_rows = down.out_rows = layer->pairs;
+  if (layer->indexed()) {
+    down.out = base + parts.y;
+    down.out_row_stride = row_stride(layer->w2.n, down.out_dtype);
+  } else {
+    check_topk_weights(kOp, a.topk_weights, a.x, &down);
+  }
+  return parts;
+}
+
+// The layout indexed: pairs in the order of their experts go into the products, and their sum comes out.
+void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, FusedMoeParams* params) {
+  const auto part = [&](int64_t begin) {
+    return reinterpret_cast<int32_t*>(write_pointer<uint8_t>(a.workspace) + begin);
+  };
+  MoeAlignParams& align = params->align;
   align.sorted_pairs = part(parts.sorted_pairs);
   align.positions = part(parts.positions);
   align.row_experts = part(parts.row_experts);
@@ -162,29 +264,62 @@ void check_routing(const Layer& layer, const Parts& parts, const OptionalTensor&
     product->block = 1;
     product->num_post_padded = align.num_blocks;
   }
-  params->gate_up.top_k = top_k;
 
+  const GemmParams& down = params->down.gemm;
   MoeReduceParams& reduce = params->reduce;
+  reduce.y = down.out;
   reduce.dtype = layer.out_dtype;
   reduce.tokens = layer.rows;
-  reduce.top_k = top_k;
+  reduce.top_k = params->gate_up.top_k;
   reduce.hidden = layer.w2.n;
-  const GemmParams& down = params->down.gemm;
-  reduce.y = down.out;
   reduce.y_slot_stride = down.out_row_stride;
-  reduce.y_token_stride = top_k * down.out_row_stride;
-  reduce.weights = weight_on_input ? nullptr : read_pointer<float>(topk_weights);
+  reduce.y_token_stride = reduce.top_k * down.out_row_stride;
+  reduce.weights = a.weight_on_input ? nullptr : read_pointer<float>(a.topk_weights);
   reduce.ids = align.positions;  // -1 for a pair that no expert here takes
   reduce.id_dtype = DType::int32;
-  reduce.scale = static_cast<float>(scale);
-  if (add) {
-    const Arg arg(kOp, "add", *add);
-    arg.dtype({out.scalar_type()}).on_device_of(x, "x").shape(sizes_of(out), "[tokens, N]").matrix_rows();
-    reduce.add = read_pointer<void>(add);
+  reduce.scale = static_cast<float>(a.scale);
+  if (a.add) {
+    const Arg arg(kOp, "add", *a.add);
+    arg.dtype({a.out.scalar_type()}).on_device_of(a.x, "x").shape(sizes_of(a.out), "[tokens, N]").matrix_rows();
+    reduce.add = read_pointer<void>(a.add);
     reduce.add_row_stride = arg.row_stride();
   }
-  reduce.out = write_pointer<void>(out);
-  reduce.out_row_stride = Arg(kOp, "out", out).row_stride();
+  reduce.out = write_pointer<void>(a.out);
+  reduce.out_row_stride = Arg(kOp, "out", a.out).row_stride();
+}
+
+// From x to gate_up and from h to down, through a quantisation where the weight takes quantised rows.
+void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, const RowsInUse& x_rows,
+                  FusedMoeParams* params) {
+  GemmParams &gate_up = params->gate_up.gemm, &down = params->down.gemm;
+  uint8_t* const base = write_pointer<uint8_t>(a.workspace);
+  if (layer.quantises_x) {
+    params->quantize_x = quantise(layer, x_rows, base + parts.x, &gate_up);
+  }
+  down.x = gate_up.out;
+  down.x_dtype = gate_up.out_dtype;
+  down.x_row_bytes = gate_up.out_row_stride * dtype_bits(gate_up.out_dtype) / 8;
+  down.rows = layer.pairs;
+  down.x_scale = {nullptr, DType::fp32, 0, 0, 0};
+  if (takes_quantised(layer.w2)) {
+    const RowsInUse pairs = {params->align.positions, nullptr, DType::int32, 0};
+    params->quantize_h = quantise(layer, layer.indexed() ? pairs : x_rows, base + parts.h_quantised, &down);
+  }
+}
+
+// Weights as factors of the scales of x: exact where the product of x and a weight may not be.
+void weigh_input(const Arguments& a, const Layer& layer, FusedMoeParams* params) {
+  HUMMING_CHECK(a.topk_weights.has_value() && params->gate_up.top_k == 1, kOp,
+                ": apply_router_weight_on_input needs topk_weights with one weight per row of x (top_k = 1)");
+  HUMMING_CHECK(!a.x_scale, kOp,
+                ": apply_router_weight_on_input with quantised x; multiply x_scale by topk_weights, and pass ones");
+  const float* weights = read_pointer<float>(a.topk_weights);
+  params->down.gemm.topk_weights = nullptr;
+  if (layer.quantises_x) {
+    params->quantize_x.row_factors = weights;
+  } else {
+    params->gate_up.gemm.x_scale = {weights, DType::fp32, 0, 1, 0};
+  }
 }
 
 }  // namespace
@@ -193,13 +328,26 @@ FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, c
                                const OptionalTensor& w13_scale2, const OptionalTensor& w13_bias,
                                const std::vector<int64_t>& w13_desc, const Tensor& w2, const OptionalTensor& w2_scale2,
                                const OptionalTensor& w2_bias, const std::vector<int64_t>& w2_desc,
-                               const std::string& layout_name, const OptionalTensor& topk_weights,
+                               const std::string& layout, const OptionalTensor& topk_weights,
                                const OptionalTensor& topk_ids, const OptionalTensor& expert_map,
                                const OptionalTensor& expert_offsets, const OptionalTensor& expert_counts,
                                const std::string& activation, const std::vector<double>& activation_args, int64_t group,
                                double scale, const OptionalTensor& add, bool apply_router_weight_on_input,
                                std::optional<int64_t> expected_tokens, const Tensor& out, const Tensor& workspace) {
-  Layer layer = check_layer(w13_desc, w2_desc, layout_name, group, x.scalar_type());
+  const Arguments a = {x,
+                       x_scale,
+                       layout,
+                       topk_weights,
+                       topk_ids,
+                       expert_map,
+                       expert_offsets,
+                       expert_counts,
+                       scale,
+                       add,
+                       apply_router_weight_on_input,
+                       out,
+                       workspace};
+  Layer layer = check_layer(w13_desc, w2_desc, layout, group, x.scalar_type());
   FusedMoeParams params{};
   GemmParams &gate_up = params.gate_up.gemm, &down = params.down.gemm;
   gate_up.desc = layer.w13;
@@ -209,123 +357,18 @@ FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, c
   HUMMING_CHECK(!expected_tokens || *expected_tokens >= 0, kOp, ": expected_tokens = ", expected_tokens.value_or(0),
                 " is negative; pass an estimate or None");
   params.gate_up.expected_tokens = params.down.expected_tokens = expected_tokens.value_or(0);
-  const bool masked = layer.layout == MoeLayout::masked;
 
-  // Rows of x, and those of them that hold something.
-  const int64_t dims = masked ? 3 : 2;
-  if (layer.quantises_x) {
-    HUMMING_CHECK(!x_scale, kOp, ": x_scale is given, but x is ", to_text(x.scalar_type()),
-                  ", which the layer quantises; pass None, or quantised x");
-    gate_up.x_dtype = *storage_type(x.scalar_type());
-    check_x_rows(kOp, x, dims, x_meaning(layer.layout), &gate_up);
-  } else {
-    check_x(kOp, x, dims, x_meaning(layer.layout), &gate_up);
-    check_x_scale(kOp, x_scale, x, &gate_up);
-  }
-  layer.rows = layer.pairs = gate_up.rows;
-  check_expert_rows(kOp, layout_name, expert_offsets, expert_counts, x, &params.gate_up);
-  params.down.expert_offsets = params.gate_up.expert_offsets;
-  params.down.offset_dtype = params.gate_up.offset_dtype;
-  params.down.expert_counts = params.gate_up.expert_counts;
-  params.down.capacity = params.gate_up.capacity;
-  RowsInUse x_rows{};
-  if (masked) {
-    x_rows = {nullptr, params.gate_up.expert_counts, DType::int32, params.gate_up.capacity};
-  } else if (!layer.indexed()) {
-    const DType dtype = params.gate_up.offset_dtype;
-    const int64_t end = layer.w13.experts * dtype_bits(dtype) / 8;
-    x_rows = {nullptr, static_cast<const uint8_t*>(params.gate_up.expert_offsets) + end, dtype, layer.rows};
-  }
-
+  const RowsInUse x_rows = check_rows(a, &layer, &params);
   check_weight(kOp, w13, w13_scale2, w13_bias, x, &gate_up, {"w13", "w13_scale2", "w13_bias"});
   check_weight(kOp, w2, w2_scale2, w2_bias, x, &down, {"w2", "w2_scale2", "w2_bias"});
   const int64_t inner = check_activation(kOp, activation, activation_args, &gate_up);
   HUMMING_CHECK(layer.w2.k == inner, kOp, ": w2_desc has k = ", layer.w2.k, ", but w13 with activation \"", activation,
                 "\" gives ", inner, " columns");
-
-  if (layer.indexed()) {
-    required(kOp, "topk_weights", topk_weights, layout_name, x);
-    const Arg ids(kOp, "topk_ids", required(kOp, "topk_ids", topk_ids, layout_name, x));
-    ids.dtype({ScalarType::Int, ScalarType::Long}).dim(2, "[tokens, top_k]");
-    const int64_t top_k = topk_ids->size(1);
-    HUMMING_CHECK(topk_ids->size(0) == layer.rows && top_k >= 1, kOp, ": topk_ids has shape ",
-                  to_text(sizes_of(*topk_ids)), "; expected [tokens, top_k] with the ", layer.rows, " tokens of x");
-    HUMMING_CHECK(layer.rows <= kMaxIndex / top_k, kOp, ": ", layer.rows, " tokens * top_k = ", top_k, " exceed ",
-                  kMaxIndex, " pairs; split the call");
-    Arg(kOp, "topk_weights", *topk_weights).dtype({ScalarType::Float}).shape(sizes_of(*topk_ids), "[tokens, top_k]");
-    layer.pairs = layer.rows * top_k;
-  } else {
-    forbidden(kOp, "topk_ids", topk_ids, layout_name);
-    forbidden(kOp, "expert_map", expert_map, layout_name);
-    forbidden(kOp, "add", add, layout_name);
-    HUMMING_CHECK(scale == 1, kOp, ": layout \"", layout_name, "\" takes no scale, got ", scale,
-                  "; multiply topk_weights by it, or the sum over a token's rows");
-  }
-
-  // The result: of the products themselves, or of the sum over a token's pairs.
-  const Sizes out_shape =
-      masked ? Sizes{layer.w2.experts, params.down.capacity, layer.w2.n} : Sizes{layer.rows, layer.w2.n};
-  check_out(kOp, out, out_shape, masked ? "[experts, capacity, N]" : "[tokens, N]", workspace, x, &down);
-  layer.out_dtype = down.out_dtype;
-  const Parts parts = parts_of(layer);
-  uint8_t* const base = write_pointer<uint8_t>(workspace);
-  HUMMING_CHECK(workspace.numel() >= parts.products, kOp, ": workspace has ", workspace.numel(),
-                " bytes; the layer takes ", parts.products,
-                " beside what its products take; allocate FusedMoE.workspace_shape");
-  HUMMING_CHECK(!x.is_cuda() || reinterpret_cast<uintptr_t>(base) % kAlign == 0, kOp,
-                ": workspace does not begin at a multiple of ", kAlign, " bytes; allocate it with torch.empty");
-  gate_up.workspace = down.workspace = base + parts.products;
-  gate_up.workspace_bytes = down.workspace_bytes = workspace.numel() - parts.products;
-
-  gate_up.out = base + parts.h;
-  gate_up.out_dtype = layer.h_dtype();
-  gate_up.out_row_stride = row_bytes(inner, gate_up.out_dtype) * 8 / dtype_bits(gate_up.out_dtype);
-  gate_up.out_rows = down.rows = down.out_rows = layer.pairs;
-  gate_up.out_columns = inner;
-  if (layer.indexed()) {
-    down.out = base + parts.y;
-    down.out_row_stride = row_bytes(layer.w2.n, down.out_dtype) * 8 / dtype_bits(down.out_dtype);
-    check_routing(layer, parts, topk_weights, topk_ids, expert_map, scale, add, apply_router_weight_on_input, x, out,
-                  base, &params);
-  } else {
-    check_topk_weights(kOp, topk_weights, x, &down);
-  }
-
-  if (layer.quantises_x) {
-    QuantizeParams from{};
-    from.x = gate_up.x;
-    from.x_dtype = gate_up.x_dtype;
-    from.x_row_stride = gate_up.x_row_bytes * 8 / dtype_bits(gate_up.x_dtype);
-    from.rows = layer.rows;
-    from.used = x_rows;
-    params.quantize_x = quantised(from, layer, base + parts.x, &gate_up);
-  }
-  QuantizeParams h{};
-  h.x = gate_up.out;
-  h.x_dtype = gate_up.out_dtype;
-  h.x_row_stride = gate_up.out_row_stride;
-  h.rows = layer.pairs;
-  h.used = layer.indexed() ? RowsInUse{params.align.positions, nullptr, DType::int32, 0} : x_rows;
-  if (takes_quantised(layer.w2)) {
-    params.quantize_h = quantised(h, layer, base + parts.h_quantised, &down);
-  } else {
-    down.x = h.x;
-    down.x_dtype = h.x_dtype;
-    down.x_row_bytes = h.x_row_stride * dtype_bits(h.x_dtype) / 8;
-    down.x_scale = {nullptr, DType::fp32, 0, 0, 0};
-  }
-
-  if (apply_router_weight_on_input) {
-    // A row's weight is a factor of its scale, where rows have one weight.
-    HUMMING_CHECK(topk_weights.has_value() && (!layer.indexed() || layer.pairs == layer.rows), kOp,
-                  ": apply_router_weight_on_input needs topk_weights with one weight per row of x (top_k = 1)");
-    HUMMING_CHECK(!x_scale, kOp,
-                  ": apply_router_weight_on_input with quantised x; multiply x_scale by topk_weights and pass False");
-    const float* weights = read_pointer<float>(topk_weights);
-    down.topk_weights = nullptr;
-    params.quantize_x.row_factors = weights;
-    if (!layer.quantises_x) gate_up.x_scale = {weights, DType::fp32, 0, 1, 0};
-  }
+  check_routing(a, &layer, &params);
+  const Parts parts = check_results(a, &layer, &params);
+  if (layer.indexed()) connect_pairs(a, layer, parts, &params);
+  connect_rows(a, layer, parts, x_rows, &params);
+  if (apply_router_weight_on_input) weigh_input(a, layer, &params);
   return params;
 }
 
