@@ -173,6 +173,8 @@ class Run:
             tokens = [count for count in case.tokens if not options.tokens or count in options.tokens]
             if options.format and case.scheme.name not in options.format:
                 continue
+            if options.matrix and not any(text in case.matrix for text in options.matrix):
+                continue
             if tokens and (not options.activation or case.activation in options.activation):
                 yield case, tokens
 
@@ -287,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--part", action="append", choices=[*PARTS, "all"], default=[], help="what to measure; may be repeated")
     add("--format", action="append", choices=schemes, help="only weights of this kind; may be repeated")
     add("--activation", action="append", choices=list(ACTIVATIONS), help="only these activations; may be repeated")
+    add("--matrix", action="append", help="only matrices with this in their name; may be repeated")
     add("--tokens", type=int, nargs="+", help="only these token counts")
     add("--list", action="store_true", help="list parts and cases, and stop")
     add("--seconds", type=float, default=float("inf"), help="stop after the row during which these are spent")

@@ -116,7 +116,8 @@ class MoeProblem(Problem):
         pairs = matrix.num_rows(tokens)
         super().__init__(matrix, tokens, case.local_tokens(tokens) if case.layout == "indexed" else pairs)
         self._routings = [Routing(ids, case, matrix.device) for ids in matrix.draws(tokens)]
-        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, case.experts, case.layout, case.top_k)
+        desc = matrix.weights[0].desc
+        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, desc, case.layout, case.top_k)
         self._workspace = _ops._workspace(self.out, size)
         self.num_products = len(self._routings)
         self._active = matrix.active_experts(tokens)

@@ -83,7 +83,7 @@ def retune(problem: GemmProblem | MoeProblem, estimate_us: float, commit: str, r
         raise WrongResultError(f"none of the {len(plans)} instances that can run gives the right result")
     quick = {name: median(timer.sample(_QUICK_REPLAYS)) for name, timer in timers.items()}
     near = {name: timers[name] for name, us in quick.items() if us <= _NEAR * min(quick.values())}
-    samples = sample_in_turn(near, 3, idle=problem.tokens >= IDLE_TOKENS)
+    samples = sample_in_turn(near, 1, idle=problem.tokens >= IDLE_TOKENS)
     times = {name: median(us for sample in rounds for us in sample) for name, rounds in samples.items()}
     best = min(times, key=times.__getitem__)
     chosen = next((plan.name for plan in plans if plan.chosen), None)

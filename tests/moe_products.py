@@ -359,8 +359,8 @@ class Problem:
 
     def workspace(self) -> torch.Tensor:
         """As much as the functional op takes; full of 0xFF bytes."""
-        experts, top_k = self.mixture.routing.experts, self.mixture.routing.top_k
-        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, experts, self.layout, top_k)
+        desc, top_k = self.mixture.case.desc, self.mixture.routing.top_k
+        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, desc, self.layout, top_k)
         return torch.full((size,), 0xFF, dtype=torch.uint8, device=self.x.device)
 
     def overwrite(self, other: Problem) -> None:

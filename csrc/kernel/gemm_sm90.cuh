@@ -161,10 +161,9 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
         if (m.dependent_launch) ptx::wait_for_dependencies();
         int here = lane;
         ptx::forget(here);  // else what follows from the lane stays in registers of the main loop
-        store_sums<kTile.tokens>(p.epilogue, Consumers::sums(consumer, 0), kUnit,
-                                 work.row_tile * kTile.rows() + Consumers::row_of(consumer, group, 0), work.token,
-                                 m.tokens, here,
-                                 epilogue + warp * Sm90Tile::kStagingTokens * Sm90Tile::kStagingRowBytes);
+        store_sums<kTile.tokens, !Gemm::k16>(p.epilogue, Consumers::sums(consumer, 0), kUnit,
+                                             work.row_tile * kTile.rows() + Consumers::row_of(consumer, group, 0),
+                                             work.token, m.tokens, here, epilogue + warp * Sm90Tile::kStagingBytes);
       }
     }
   }
@@ -177,7 +176,8 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
     if (group < kConsumers) {
       reduce_and_store<kTile.shares(), kTile.cluster_k, kTile.rows()>(
           p.epilogue, reinterpret_cast<const float*>(shared), EpilogueTable(epilogue, kTile.rows()), kTile.tokens,
-          work.row_tile * kTile.rows(), work.token, work.tokens, thread, 128 * kConsumers, kTile.cluster_k > 1 ? rank : 0);
+          work.row_tile * kTile.rows(), work.token, work.tokens, thread, 128 * kConsumers,
+          kTile.cluster_k > 1 ? rank : 0);
     }
   }
   // No CTA may end while another reads its shared memory, or arrives there.

@@ -80,6 +80,11 @@ struct MoeSortParams {
   float* row_weights;
   float* row_scales;
   int32_t* counts;  // of every expert, if the pairs are not few, with as many of scratch
+  // Rows of x side by side by expert, if to_x; of pairs that are not few.
+  const void* x;  // rows begin at multiples of 16 bytes
+  int64_t x_row_bytes;
+  void* to_x;
+  int64_t to_row_bytes;  // a multiple of 16, no more than x_row_bytes
 };
 
 }  // namespace humming

@@ -56,6 +56,13 @@ struct Blocks {
 
   __device__ int count() const { return first_block[experts]; }
 
+  // Rows of each block of an expert but the last, which has the rest: alike, because a small block takes longer for a
+  // row, and whole steps of width. No more than the tile has, so that the last block is not empty.
+  __device__ int size_of(int expert, unsigned step) const {
+    const unsigned count = first_block[expert + 1] - first_block[expert];
+    return ((rows[expert] + count - 1) / count + step - 1) / step * step;
+  }
+
   // The expert of a block: the last one that begins no later. By a whole warp: lanes look at 32 experts at a time,
   // first far apart, then side by side.
   __device__ int expert_of(int block, int lane) const {
@@ -166,14 +173,16 @@ struct Tile {
   typename Gemm::Work work;
   int expert;
 
-  __device__ Tile(const MoeGemmSm90Params& p, const Blocks& blocks, int index, int row_tiles, int lane) {
+  __device__ Tile(const MoeGemmSm90Params& p, const Blocks& blocks, unsigned index, unsigned row_tiles, int lane) {
+    ptx::forget(lane);  // else what follows from it is kept between tiles
     const int block = index / row_tiles;
     expert = blocks.expert_of(block, lane);
-    const int before = (block - blocks.first_block[expert]) * Gemm::tile().tokens;
+    const int size = blocks.size_of(expert, Gemm::tile().width_step());
+    const int before = (block - blocks.first_block[expert]) * size;
     work.packed = p.mainloop.packed + expert * p.expert_bytes;
     work.row_tile = index % row_tiles;
     work.token = blocks.first_row[expert] + before;
-    work.tokens = min(Gemm::tile().tokens, blocks.rows[expert] - before);
+    work.tokens = min(size, blocks.rows[expert] - before);
     work.k_begin = 0;
     work.k_end = p.mainloop.num_k_tiles;
   }
@@ -208,14 +217,14 @@ struct Tables {
 // By every consumer warp: the sums of a tile to the output.
 template <class Gemm, class Tables>
 __device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tables& tables, float* sums,
-                                           typename Gemm::Consumers::Consumer& consumer, int warp, int thread) {
+                                           typename Gemm::Consumers::Consumer& consumer, int thread) {
   using Consumers = typename Gemm::Consumers;
   constexpr Sm90Tile kTile = Gemm::tile();
   constexpr float kUnit = power_of_two(Consumers::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
   constexpr int kThreads = 128 * kConsumers;
   ptx::forget(thread);  // else what follows from the thread stays in registers of the main loop
-  const int lane = thread % kWarpSize, group = warp / 4;
+  const int lane = thread % kWarpSize, warp = thread / kWarpSize, group = warp / 4;
   if constexpr (kTile.reduces()) {
     constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
     const int share = group / kTile.row_teams() * kTile.stage_shares() + Consumers::stage_share(consumer);
@@ -232,11 +241,9 @@ __device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tab
   } else {
     constexpr int kOfWarp = moe_sums_bytes(kTile) / (16 * kConsumers);  // floats
     ptx::mbarrier_wait(tables.full(), tables.phase);
-#pragma unroll
-    for (int patch = 0; patch < Gemm::kPatches; ++patch) {
-      store_moe_sums<kTile.tokens>(p.epilogue, tables.table(), Consumers::sums(consumer, patch), kUnit,
-                                   Consumers::row_of(consumer, group, patch), sums + warp * kOfWarp, lane);
-    }
+    store_moe_sums<Gemm::kPatches, kTile.tokens, !Gemm::k16>(
+        p.epilogue, tables.table(), [&](int patch) { return Consumers::sums(consumer, patch); },
+        [&](int patch) { return Consumers::row_of(consumer, group, patch); }, kUnit, sums + warp * kOfWarp, lane);
   }
   __syncwarp();
   if (lane == 0) ptx::mbarrier_arrive(tables.empty());
@@ -337,8 +344,9 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     consumer.lane = lane;
     typename Gemm::Work work{};  // what a product wants to know of a tile
     work.k_end = m.num_k_tiles;
+    // Consumers know a tile by its table: a register for how many there are, the main loop wants the others.
 #pragma unroll 1
-    for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
+    for (int left = (num_tiles - first_tile + step - 1) / step; left > 0; --left, tables.next()) {
       if constexpr (kTile.mma_patches == 0 && kTile.width_step() < kTile.tokens) {
         ptx::mbarrier_wait(tables.full(), tables.phase);
         work.tokens = __shfl_sync(kFullWarp, tables.table().count, 0);
@@ -346,7 +354,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
       } else {
         Consumers::consume(m, ring, work, group, consumer);
       }
-      store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer, warp, thread);
+      store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer, thread);
     }
   }
 }

@@ -4,6 +4,7 @@
 //   few      in one launch: every block counts what experts have, and what they have before the elements of its own
 //   count    a thread per element of sorted_token_ids: how many valid pairs every expert has
 //   place    a thread per element: takes the next place of its expert
+//   copy     a warp per pair, if rows of x are wanted side by side
 #pragma once
 
 #include "kernel/cuda_check.h"
@@ -99,6 +100,37 @@ __global__ void __launch_bounds__(kThreads) moe_place_kernel(const __grid_consta
   }
 }
 
+template <class Config>
+__global__ void __launch_bounds__(kThreads) moe_copy_kernel(const __grid_constant__ MoeSortParams p) {
+  constexpr int kWarps = kThreads / kWarpSize, kAtOnce = 4;
+  __shared__ int pairs;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  if (threadIdx.x == 0) pairs = 0;
+  __syncthreads();
+  for (int expert = threadIdx.x; expert < p.experts; expert += kThreads) atomicAdd(&pairs, p.counts[expert]);
+  __syncthreads();
+  const int rows = static_cast<int>(at_most(pairs, p.pairs.limit));  // more: a pair was listed twice
+  const int vectors = static_cast<int>(p.to_row_bytes / kVectorBytes);
+  for (int row = blockIdx.x * kWarps + warp; row < rows; row += gridDim.x * kWarps) {
+    const uint8_t* x_row = static_cast<const uint8_t*>(p.x) + p.x_rows[row] * p.x_row_bytes;
+    const uint4* from = reinterpret_cast<const uint4*>(x_row);
+    uint4* to = reinterpret_cast<uint4*>(static_cast<uint8_t*>(p.to_x) + row * p.to_row_bytes);
+    for (int base = lane; base < vectors; base += kAtOnce * kWarpSize) {
+      uint4 values[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int at = base + i * kWarpSize;
+        if (at < vectors) values[i] = from[at];
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int at = base + i * kWarpSize;
+        if (at < vectors) to[at] = values[i];
+      }
+    }
+  }
+}
+
 }  // namespace moe_sort
 
 template <class Config>
@@ -124,6 +156,9 @@ void launch_moe_sort(const MoeSortParams& p, cudaStream_t stream) {
   if (p.pairs.count == 0) return;
   moe_count_kernel<Config><<<blocks(kThreads), kThreads, 0, stream>>>(p);
   moe_place_kernel<Config><<<blocks(kThreads), kThreads, shared, stream>>>(p);
+  if (p.to_x == nullptr) return;
+  constexpr int64_t kMaxBlocks = 2048;
+  moe_copy_kernel<Config><<<at_most(blocks(kThreads / kWarpSize), kMaxBlocks), kThreads, 0, stream>>>(p);
 }
 
 }  // namespace humming

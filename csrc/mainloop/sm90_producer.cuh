@@ -28,7 +28,7 @@ struct Sm90Producer : Sm90Stage<Config> {
     int strips;              // row groups that exist
     int token;
     int first_box, boxes;  // of tokens
-    int block;  // of 128 bytes along K
+    int block;             // of 128 bytes along K
   };
 
   __device__ static void copy_weights(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int bytes) {

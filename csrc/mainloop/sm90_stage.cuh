@@ -26,9 +26,9 @@ struct Sm90Stage {
   static constexpr bool k16 = order_of(kOperand) == Order::k16;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm90Tile tile() {
-    return {Config::kRowGroups,   Config::kSplitK,      Config::kClusterK,  Config::kTokens,
-            Config::kKTiles,      k16 ? 2 : 1,          Config::kMmaPatches, Config::kTokenGroups,
-            Config::kMulticast,   Config::kHalfRecords, Config::kTwoStrips};
+    return {Config::kRowGroups, Config::kSplitK,      Config::kClusterK,   Config::kTokens,
+            Config::kKTiles,    k16 ? 2 : 1,          Config::kMmaPatches, Config::kTokenGroups,
+            Config::kMulticast, Config::kHalfRecords, Config::kTwoStrips};
   }
   using Weights = WeightTile<Config>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
@@ -42,9 +42,10 @@ struct Sm90Stage {
   static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
   static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
   static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
-  static_assert(!tile().half_records || (!kMmaSync && k16 && Config::kScaleStorage == ScaleStorage::none &&
-                                         Config::kZero == ZeroKind::none),
-                "half a record stands alone only without scales and zero points, and has whole blocks of 16-bit tokens");
+  static_assert(
+      !tile().half_records ||
+          (!kMmaSync && k16 && Config::kScaleStorage == ScaleStorage::none && Config::kZero == ZeroKind::none),
+      "half a record stands alone only without scales and zero points, and has whole blocks of 16-bit tokens");
   static_assert(!tile().two_strips || (!kMmaSync && !kPromoted && tile().row_groups % 2 == 0),
                 "accumulators of two strips leave no room for totals");
   static_assert(!tile().multicast || (!kMmaSync && tile().cluster_k == 1), "multicast is written for wgmma, in pairs");

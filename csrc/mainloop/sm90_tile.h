@@ -60,7 +60,9 @@ struct Sm90Tile {
   }
   // With experts a block of rows ends anywhere in x, and its product is as wide as its rows want, in steps; tiles of
   // many tokens fetch no more of them than that, `box_rows` at a time.
-  constexpr int width_step() const { return two_strips ? 32 : tokens <= 32 ? 8 : tokens <= 128 ? 16 : tokens < 256 ? 32 : 64; }
+  constexpr int width_step() const {
+    return tokens == 256 ? 64 : tokens > 128 || two_strips ? 32 : tokens > 32 ? 16 : 8;
+  }
   constexpr bool fetches_boxes() const { return tokens > 64; }
   constexpr int box_rows() const { return multicast ? tokens / 2 : fetches_boxes() ? 32 : tokens; }
   constexpr int record_halves() const { return half_records ? 1 : 2; }
@@ -76,11 +78,10 @@ struct Sm90Tile {
   static constexpr int kReductionPad = 4;
   constexpr int reduction_bytes() const { return reduces() ? shares() * tokens * (rows() + kReductionPad) * 4 : 0; }
   // Behind the stages: what the epilogue keeps. Where K is split, a scale and a bias per row and a scale per token;
-  // else staging for 16-bit outputs, one 16-token x 48-byte buffer per warp. Then two barriers a stage.
-  static constexpr int kStagingRowBytes = 48;
-  static constexpr int kStagingTokens = 16;
+  // else staging for 16-bit outputs, for each warp two buffers of 16 tokens x 16 channels. Then two barriers a stage.
+  static constexpr int kStagingBytes = 2 * 16 * 32;
   constexpr int epilogue_bytes() const {
-    return reduces() ? 8 * rows() + 4 * tokens : 4 * consumer_groups() * kStagingTokens * kStagingRowBytes;
+    return reduces() ? 8 * rows() + 4 * tokens : 4 * consumer_groups() * kStagingBytes;
   }
   constexpr int shared_bytes(int stages, int record_bytes, int token_rows) const {
     const int pipeline = stages * stage_bytes(record_bytes, token_rows);

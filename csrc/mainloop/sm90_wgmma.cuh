@@ -62,8 +62,8 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   }
 
   // Dequantises and multiplies a part of the records of all strips, strip after strip, then the parts after it.
-  // `accumulate`: whether acc holds a sum already. `pending`: empty barrier of the stage before, or 0; its last MMAs are
-  // complete once the first part runs.
+  // `accumulate`: whether acc holds a sum already. `pending`: empty barrier of the stage before, or 0; its last MMAs
+  // are complete once the first part runs.
   template <int kWidth, int kTurn>
   __device__ __forceinline__ static void multiply_parts(const Sm90MainloopParams& p, const Weights (&weights)[kStrips],
                                                         typename Weights::Row (&rows)[kStrips][2], Fragments& fragment,

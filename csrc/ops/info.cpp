@@ -1,5 +1,5 @@
-// Ops about sizes, about the build and about what would run: packed_shape, row_scale_shape, fused_moe_workspace, plan,
-// gemm_plan, build_info.
+// Ops about sizes, about the build and about what would run: packed_shape, row_scale_shape, moe_gemm_workspace,
+// fused_moe_workspace, plan, gemm_plan, build_info.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #ifdef HUMMING_WITH_CUDA
@@ -13,6 +13,7 @@
 #include "ops/tensor_check.h"
 #include "select/gemm_sm90.h"
 #include "select/moe_gemm_sm90.h"
+#include "select/select_sm90.h"
 
 namespace humming {
 namespace {
@@ -23,6 +24,12 @@ std::vector<int64_t> packed_shape(std::vector<int64_t> desc) {
 
 std::vector<int64_t> row_scale_shape(std::vector<int64_t> desc) {
   return parse_desc("humming::row_scale_shape", desc).row_scale_shape();
+}
+
+int64_t moe_gemm_workspace(std::vector<int64_t> desc, int64_t pairs, int64_t scale_groups) {
+  const WeightDesc weight = parse_desc("humming::moe_gemm_workspace", desc);
+  MoeSortParams sort{};
+  return place_sorted(weight, own_dtype(weight.operand), pairs, scale_groups, nullptr, &sort);
 }
 
 // What happens to x before it is multiplied.
@@ -170,6 +177,7 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
   m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
   m.impl("row_scale_shape", TORCH_BOX(&humming::row_scale_shape));
+  m.impl("moe_gemm_workspace", TORCH_BOX(&humming::moe_gemm_workspace));
   m.impl("fused_moe_workspace", TORCH_BOX(&humming::fused_moe_workspace));
   m.impl("plan", TORCH_BOX(&humming::plan));
   m.impl("gemm_plan", TORCH_BOX(&humming::gemm_plan));

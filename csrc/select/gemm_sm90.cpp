@@ -27,8 +27,7 @@ struct Grid {
 Grid grid_of(const GemmSm90Columns& c, const GemmParams& p, const DeviceInfo& device) {
   const Sm90Tile tile = tile_of(c);
   const int strips = tile.row_groups * tile.cluster_rows();
-  const int64_t clusters =
-      (p.desc.num_strips() + strips - 1) / strips * ((p.rows + tile.tokens - 1) / tile.tokens);
+  const int64_t clusters = (p.desc.num_strips() + strips - 1) / strips * ((p.rows + tile.tokens - 1) / tile.tokens);
   const int64_t resident = device.num_sms * c.ctas / tile.cluster();
   return {clusters, static_cast<int>((tile.reduces() ? clusters : std::min(clusters, resident)) * tile.cluster())};
 }

@@ -20,7 +20,48 @@ int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInf
                    [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
 }
 
+// Whether rows of x are copied by expert before the product. Threads that fetch rows from anywhere bring 20 to 26 bytes
+// per cycle to an SM, the copy engine three times as many. Where experts have many rows that costs the product 11 % of
+// its time with 16-bit tokens and 27 % with 8-bit ones (docs/performance.md), whatever n is. A copy takes as long as
+// the product with n = 230 or 190.
+bool copies_rows(const WeightDesc& desc, DType x, int64_t pairs) {
+  constexpr int64_t kManyRows = 64;
+  const bool wide = dtype_bits(x) == 16;
+  return pairs >= kManyRows * desc.experts && !is_few({.count = pairs}) && desc.n >= (wide ? 2048 : 512) &&
+         is_multiple(desc.k * dtype_bits(x), 8 * kRowAlign);
+}
+
+// Takes parts of a workspace, each at a multiple of 128 bytes.
+struct Workspace {
+  void* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t begin = used;
+    used += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
+    return base == nullptr ? nullptr : reinterpret_cast<T*>(static_cast<uint8_t*>(base) + begin);
+  }
+};
+
 }  // namespace
+
+int64_t place_sorted(const WeightDesc& desc, DType x, int64_t pairs, int64_t scale_groups, void* workspace,
+                     MoeSortParams* sort) {
+  Workspace parts{workspace};
+  sort->experts = static_cast<int>(desc.experts);
+  sort->scale_groups = scale_groups;
+  sort->x_rows = parts.take<int32_t>(pairs);
+  sort->out_rows = parts.take<int32_t>(pairs);
+  sort->row_weights = parts.take<float>(pairs);
+  sort->row_scales = parts.take<float>(pairs * scale_groups);
+  sort->counts = parts.take<int32_t>(2 * desc.experts);
+  if (copies_rows(desc, x, pairs)) {
+    sort->to_row_bytes = desc.k * dtype_bits(x) / 8;
+    sort->to_x = parts.take<uint8_t>(pairs * sort->to_row_bytes);
+  }
+  return parts.used;
+}
 
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows) {
   MoeProblem problem{typical_gemm(desc, x, rows), {}, nullptr, rows};

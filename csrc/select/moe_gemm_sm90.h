@@ -23,6 +23,11 @@ struct MoeProblem {
 // As typical_gemm: so many rows, together.
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows);
 
+// Where in its workspace the layout indexed has its pairs sorted by expert, and, if experts have many, the rows of x
+// that belong to them. Returns the bytes; `workspace`, at a multiple of 128, may be nullptr to ask only for those.
+int64_t place_sorted(const WeightDesc& desc, DType x, int64_t pairs, int64_t scale_groups, void* workspace,
+                     MoeSortParams* sort);
+
 bool is_for(const MoeGemmSm90Instance& instance, const WeightDesc& desc);
 
 // Why an instance cannot run a problem; nullptr if it can.

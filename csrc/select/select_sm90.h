@@ -71,13 +71,14 @@ inline ScaleStorage storage_of(ScaleType type) {
   return ScaleStorage::none;
 }
 
+inline constexpr int kRowAlign = 16;  // bytes, of rows of x
 inline bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
 
-// Whether rows of `out` take 16-byte stores of 8 channels.
+// Whether rows of `out` take 16-byte stores of 8 channels, with their bytes counted in 32 bits.
 inline bool stores_vectors(const GemmParams& p) {
   const int64_t channels = p.desc.gate_up ? p.desc.n / 2 : p.desc.n;
   return p.out_dtype != DType::fp32 && is_multiple(channels, 8) && is_multiple(p.out_row_stride, 8) &&
-         is_multiple(reinterpret_cast<intptr_t>(p.out), 16);
+         2 * p.out_row_stride <= UINT32_MAX && is_multiple(reinterpret_cast<intptr_t>(p.out), 16);
 }
 
 // Why an instance does not multiply these weights, tokens and scales; nullptr if it does.
@@ -96,7 +97,7 @@ const char* mismatch(const Columns& c, const GemmParams& p) {
   if (p.x_scale.group != (c.token_groups ? kTileK : 0)) {
     return c.token_groups ? "takes a scale per token and 128 columns" : "takes one scale per token or tensor";
   }
-  if (!is_multiple(p.x_row_bytes, 16) || !is_multiple(reinterpret_cast<intptr_t>(p.x), 16)) {
+  if (!is_multiple(p.x_row_bytes, kRowAlign) || !is_multiple(reinterpret_cast<intptr_t>(p.x), kRowAlign)) {
     return "needs rows of x that begin at multiples of 16 bytes";
   }
   return nullptr;

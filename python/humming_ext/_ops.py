@@ -111,26 +111,21 @@ def _moe_gemm_outputs(
     return x.new_empty([*rows, columns], dtype=_result_dtype(x, out_dtype))
 
 
-def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, experts: int, layout: str, top_k: int) -> int:
+def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, desc: list[int], layout: str, top_k: int) -> int:
     """Workspace of moe_gemm on a GPU: layout "indexed" sorts its pairs there by expert, with what they have."""
     if not x.is_cuda:
         return 0
     copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
     if layout != "indexed":
         return copy
-    return copy + _sort_bytes(x.shape[0] * top_k, 0 if x_scale is None else x_scale.numel() * top_k, experts)
-
-
-def _sort_bytes(pairs: int, scales: int, experts: int) -> int:
-    """Of pairs with so many scales together."""
-    parts = (4 * pairs, 4 * pairs, 4 * pairs, 4 * scales, 8 * experts)
-    return sum(_ceil_div(part, _PITCH_BYTES) * _PITCH_BYTES for part in parts)
+    scale_groups = 0 if x_scale is None else _ceil_div(x_scale.numel(), max(x.shape[0], 1))
+    return copy + _ops.moe_gemm_workspace(desc, x.shape[0] * top_k, scale_groups)
 
 
 def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
     out = _moe_gemm_outputs(*args, out_dtype=out_dtype)
-    x, x_scale, packed, layout, top_k = args[0], args[1], args[2], args[6], args[13]
-    workspace = _workspace(out, _moe_gemm_workspace_bytes(x, x_scale, packed.shape[0], layout, top_k))
+    x, x_scale, desc, layout, top_k = args[0], args[1], args[5], args[6], args[13]
+    workspace = _workspace(out, _moe_gemm_workspace_bytes(x, x_scale, desc, layout, top_k))
     _ops.moe_gemm.out(*args, expected_tokens=expected_tokens, out=out, workspace=workspace)
     return out
 
@@ -178,8 +173,8 @@ def fused_moe_workspace_bytes(
     if row_bytes % 16:
         size += rows * _ceil_div(row_bytes, _PITCH_BYTES) * _PITCH_BYTES
     if layout == "indexed":
-        pairs, groups = rows * top_k, _ceil_div(max(w13.k, w2.k), _K_TILE)
-        size += _sort_bytes(pairs, pairs * groups, w13.experts)
+        groups = _ceil_div(max(w13.k, w2.k), _K_TILE)
+        size += max(_ops.moe_gemm_workspace(desc, rows * top_k, groups) for desc in (w13_desc, w2_desc))
     return size
 
 

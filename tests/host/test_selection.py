@@ -234,7 +234,7 @@ def test_warpgroups_of_a_split_have_stages_of_their_own(host: ModuleType, case: 
 
 @pytest.mark.parametrize(("operand", "most"), [("bf16", 192), ("e4m3", 256)])
 def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, most: int) -> None:
-    case = WeightCase("e2m1", operand, "e8m0", 32, n=1536, k=3072, experts=200)  # has no tuned rows
+    case = WeightCase("e2m1", operand, "e8m0", 32, n=4096, k=16384, experts=256)  # far from tuned rows
     tokens = []
     for rows in (1, 96, 2000, 8000, 25000, 100000):
         name, stages = host.choose_moe(case.desc, rows)
@@ -244,7 +244,7 @@ def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, m
 
 
 def test_a_mixture_is_explained(host: ModuleType) -> None:
-    case = WeightCase("e2m1", "bf16", "e8m0", 32, n=1536, k=3072, experts=200)  # has no tuned rows
+    case = WeightCase("e2m1", "bf16", "e8m0", 32, n=4096, k=16384, experts=256)  # far from tuned rows
     text = host.explain_moe(case.desc, 96)
     assert "chosen by the lowest estimate, for 96 rows" in text and "\n  > " in text
     assert host.choose_moe(WeightCase("int6", n=64, k=128, experts=8).desc, 96) is None

@@ -68,48 +68,39 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
   run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), &instance);
 }
 
-// Takes parts of the workspace, each at a multiple of 128 bytes.
-struct Workspace {
-  uint8_t* base;
-  int64_t used = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* part = reinterpret_cast<T*>(base + used);
-    used += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
-    return part;
-  }
-};
-
 // The problem once its pairs are sorted, and how to sort them.
 MoeProblem sorted(const MoeParams& params, MoeSortParams* sort) {
   const GemmParams& gemm = params.gemm;
   sort->pairs = {params.sorted_token_ids, params.expert_ids, params.num_post_padded,
                  params.num_sorted,       params.block,      gemm.out_rows};
-  sort->experts = static_cast<int>(gemm.desc.experts);
   sort->top_k = static_cast<int>(params.top_k);
   sort->weights = gemm.topk_weights;
   sort->scales = static_cast<const float*>(gemm.x_scale.data);
-  sort->scale_groups = gemm.x_scale.row_stride;  // none, or one for all of x: 0
-  Workspace workspace{static_cast<uint8_t*>(gemm.workspace)};
-  sort->x_rows = workspace.take<int32_t>(gemm.out_rows);
-  sort->out_rows = workspace.take<int32_t>(gemm.out_rows);
-  sort->row_weights = workspace.take<float>(gemm.out_rows);
-  sort->row_scales = workspace.take<float>(gemm.out_rows * sort->scale_groups);
-  sort->counts = workspace.take<int32_t>(2 * gemm.desc.experts);
-  HUMMING_CHECK(gemm.workspace_bytes >= workspace.used && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0,
+  const int64_t scale_groups = gemm.x_scale.row_stride;  // none, or one for all of x: 0
+  const int64_t used = place_sorted(gemm.desc, gemm.x_dtype, gemm.out_rows, scale_groups, gemm.workspace, sort);
+  HUMMING_CHECK(gemm.workspace_bytes >= used && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0,
                 "humming::moe_gemm: workspace has ", gemm.workspace_bytes, " bytes, but pairs of the layout ",
-                "\"indexed\" are sorted in it: ", workspace.used, " bytes that begin at a multiple of 128");
+                "\"indexed\" are sorted in it: ", used, " bytes that begin at a multiple of 128");
 
   MoeProblem problem{gemm, {}, sort->out_rows, gemm.out_rows};
-  problem.gemm.workspace = workspace.base + workspace.used;
-  problem.gemm.workspace_bytes -= workspace.used;
+  problem.gemm.workspace = static_cast<uint8_t*>(gemm.workspace) + used;
+  problem.gemm.workspace_bytes -= used;
   if (sort->scale_groups > 0) problem.gemm.x_scale.data = sort->row_scales;
   if (gemm.topk_weights != nullptr) problem.gemm.topk_weights = sort->row_weights;
   problem.rows.counts = sort->counts;
   problem.rows.pairs = sort->pairs;
   problem.rows.x_rows = sort->x_rows;
   return problem;
+}
+
+// Of sorted pairs: has their rows of x copied as well, for the product to read in order.
+void copy_rows(MoeSortParams* sort, MoeProblem* problem) {
+  sort->x = problem->gemm.x;
+  sort->x_row_bytes = problem->gemm.x_row_bytes;
+  problem->gemm.x = sort->to_x;
+  problem->gemm.x_row_bytes = sort->to_row_bytes;
+  problem->gemm.rows = problem->gemm.out_rows;
+  problem->rows.x_rows = nullptr;
 }
 
 // Runs the named instance, or the one that selection chooses.
@@ -122,6 +113,7 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   MoeSortParams sort{};
   MoeProblem problem = indexed ? sorted(params, &sort) : MoeProblem{params.gemm, {}, nullptr, params.gemm.rows};
   align_rows(op, &problem.gemm, device.stream());
+  if (indexed && sort.to_x != nullptr) copy_rows(&sort, &problem);
   problem.rows.layout = params.layout;
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
   problem.rows.rows = static_cast<int>(indexed ? params.gemm.out_rows : params.gemm.rows);
