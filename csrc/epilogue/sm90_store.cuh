@@ -133,7 +133,7 @@ __device__ void store_sums(const EpilogueParams& p, const T* sums, float unit, i
   // The 8 channels of a row half are all padding or none: n, and gate and up each, are multiples of 8.
   const Place place(p, p.channel_of(first_row + lane % 2 * 8));
   const auto row = [&](int token) { return first_token + token; };
-  store_vectors<kTokens>(p.out_dtype, sums, value, place, row, tokens - first_token, lane, staging);
+  store_vectors<kTokens>(p.out_dtype, sums, value, place, row, min(tokens - first_token, kTokens), lane, staging);
 }
 
 // K was split: the partial sums of a warpgroup, into its share's [token][rows + pad] plane.
