@@ -46,6 +46,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def(
       "moe_reduce.out(Tensor y, Tensor topk_weights, Tensor? topk_ids, Tensor? num_valid_tokens, float scale=1.0, "
       "Tensor? add=None, *, Tensor(a!) out) -> ()");
+  // group: columns per scale of what the layer quantises, 0: all. scale, add: of the sum over a token's pairs. The
+  // workspace has fused_moe_workspace bytes, followed by those of moe_gemm's.
   m.def(
       "fused_moe(Tensor x, Tensor? x_scale, Tensor w13, Tensor? w13_scale2, Tensor? w13_bias, int[] w13_desc, "
       "Tensor w2, Tensor? w2_scale2, Tensor? w2_bias, int[] w2_desc, str layout, Tensor? topk_weights, "

@@ -60,6 +60,13 @@ def test_layers_are_the_composition_of_their_ops(case: LayerCase, layout: str) -
 
 
 @layouts
+@pytest.mark.sanitizer
+def test_a_small_layer(layout: str) -> None:
+    problem = make(BY_NAME["v4-fp8"], "mapped", 9, layout)
+    problem.check(problem.run())
+
+
+@layouts
 @some_cases
 def test_fifty_runs_give_the_same_bits(case: LayerCase, layout: str) -> None:
     """humming#56: an epilogue that raced gave wrong results in most runs."""
