@@ -84,7 +84,8 @@ struct MoeSortParams {
   const void* x;  // rows begin at multiples of 16 bytes
   int64_t x_row_bytes;
   void* to_x;
-  int64_t to_row_bytes;  // a multiple of 16, no more than x_row_bytes
+  int64_t to_row_bytes;   // a multiple of 16, no more than x_row_bytes
+  int32_t* rows_of_pair;  // [pairs.limit], scratch
 };
 
 }  // namespace humming

@@ -4,7 +4,7 @@
 //   few      in one launch: every block counts what experts have, and what they have before the elements of its own
 //   count    a thread per element of sorted_token_ids: how many valid pairs every expert has
 //   place    a thread per element: takes the next place of its expert
-//   copy     a warp per pair, if rows of x are wanted side by side
+//   copy     a warp per token, if rows of x are wanted side by side
 #pragma once
 
 #include "kernel/cuda_check.h"
@@ -41,6 +41,7 @@ __device__ inline void place(const MoeSortParams& p, int pair, int row) {
   const int token = pair / p.top_k;
   p.x_rows[row] = token;
   p.out_rows[row] = pair;
+  if (p.to_x != nullptr) p.rows_of_pair[pair] = row;
   if (p.weights != nullptr) p.row_weights[row] = p.weights[pair];
   for (int64_t g = 0; g < p.scale_groups; ++g) {
     p.row_scales[row * p.scale_groups + g] = p.scales[token * p.scale_groups + g];
@@ -100,32 +101,30 @@ __global__ void __launch_bounds__(kThreads) moe_place_kernel(const __grid_consta
   }
 }
 
+// Reads every token once, for all of its pairs: what is written would push it out of the caches.
 template <class Config>
-__global__ void __launch_bounds__(kThreads) moe_copy_kernel(const __grid_constant__ MoeSortParams p) {
+__global__ void __launch_bounds__(kThreads, 6) moe_copy_kernel(const __grid_constant__ MoeSortParams p) {
   constexpr int kWarps = kThreads / kWarpSize, kAtOnce = 4;
-  __shared__ int pairs;
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  if (threadIdx.x == 0) pairs = 0;
-  __syncthreads();
-  for (int expert = threadIdx.x; expert < p.experts; expert += kThreads) atomicAdd(&pairs, p.counts[expert]);
-  __syncthreads();
-  const int rows = static_cast<int>(at_most(pairs, p.pairs.limit));  // more: a pair was listed twice
+  const int lane = threadIdx.x % kWarpSize;
+  const int tokens = static_cast<int>(p.pairs.limit / p.top_k);
   const int vectors = static_cast<int>(p.to_row_bytes / kVectorBytes);
-  for (int row = blockIdx.x * kWarps + warp; row < rows; row += gridDim.x * kWarps) {
-    const uint8_t* x_row = static_cast<const uint8_t*>(p.x) + p.x_rows[row] * p.x_row_bytes;
-    const uint4* from = reinterpret_cast<const uint4*>(x_row);
-    uint4* to = reinterpret_cast<uint4*>(static_cast<uint8_t*>(p.to_x) + row * p.to_row_bytes);
+  for (int token = blockIdx.x * kWarps + threadIdx.x / kWarpSize; token < tokens; token += gridDim.x * kWarps) {
+    const int32_t* rows = p.rows_of_pair + int64_t{token} * p.top_k;
+    const uint4* from = reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(p.x) + token * p.x_row_bytes);
     for (int base = lane; base < vectors; base += kAtOnce * kWarpSize) {
       uint4 values[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int at = base + i * kWarpSize;
-        if (at < vectors) values[i] = from[at];
+        if (base + i * kWarpSize < vectors) values[i] = from[base + i * kWarpSize];
       }
+      for (int slot = 0; slot < p.top_k; ++slot) {
+        const int row = rows[slot];
+        if (row < 0) continue;  // of no expert
+        uint4* to = reinterpret_cast<uint4*>(static_cast<uint8_t*>(p.to_x) + row * p.to_row_bytes);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int at = base + i * kWarpSize;
-        if (at < vectors) to[at] = values[i];
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (base + i * kWarpSize < vectors) to[base + i * kWarpSize] = values[i];
+        }
       }
     }
   }
@@ -154,11 +153,16 @@ void launch_moe_sort(const MoeSortParams& p, cudaStream_t stream) {
   }
   HUMMING_CUDA_CHECK(cudaMemsetAsync(p.counts, 0, 2 * shared, stream));
   if (p.pairs.count == 0) return;
+  if (p.to_x != nullptr) {
+    HUMMING_CUDA_CHECK(cudaMemsetAsync(p.rows_of_pair, 0xFF, p.pairs.limit * sizeof(int32_t), stream));  // no row
+  }
   moe_count_kernel<Config><<<blocks(kThreads), kThreads, 0, stream>>>(p);
   moe_place_kernel<Config><<<blocks(kThreads), kThreads, shared, stream>>>(p);
   if (p.to_x == nullptr) return;
   constexpr int64_t kMaxBlocks = 2048;
-  moe_copy_kernel<Config><<<at_most(blocks(kThreads / kWarpSize), kMaxBlocks), kThreads, 0, stream>>>(p);
+  const int64_t tokens = p.pairs.limit / p.top_k;
+  const auto copy_blocks = static_cast<unsigned>(at_most(ceil_div(tokens, kThreads / kWarpSize), kMaxBlocks));
+  moe_copy_kernel<Config><<<copy_blocks, kThreads, 0, stream>>>(p);
 }
 
 }  // namespace humming

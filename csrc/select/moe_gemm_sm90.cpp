@@ -59,6 +59,7 @@ int64_t place_sorted(const WeightDesc& desc, DType x, int64_t pairs, int64_t sca
   if (copies_rows(desc, x, pairs)) {
     sort->to_row_bytes = desc.k * dtype_bits(x) / 8;
     sort->to_x = parts.take<uint8_t>(pairs * sort->to_row_bytes);
+    sort->rows_of_pair = parts.take<int32_t>(pairs);
   }
   return parts.used;
 }

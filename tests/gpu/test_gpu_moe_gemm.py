@@ -106,6 +106,16 @@ def test_every_width() -> None:
                 moe_products.check_random(forced(parameter.values[1]), problem)
 
 
+@pytest.mark.parametrize("pitched", [False, True])
+@pytest.mark.parametrize("routing", [Routing("mapped", 4200, 3, 3), Routing("skewed", 3000, 4, 8)], ids=str)
+@pytest.mark.parametrize(("pair", "n"), [(MXFP4, 2048), (MXFP4_FP8, 512)], ids=str)
+def test_rows_are_copied_where_experts_have_many(pair: tuple, n: int, routing: Routing, pitched: bool) -> None:
+    k = 144
+    problem = lay_out(make_mixture(pair, n, k, routing, Epilogue(), "cuda"), "indexed", block=16, pitched=pitched)
+    assert problem.workspace().numel() > routing.tokens * routing.top_k * k * problem.x.element_size()
+    moe_products.check_random(chosen, problem)
+
+
 @layouts
 @pytest.mark.parametrize(("pair", "instance"), runnable([MXFP4], experts=8))
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=str)

@@ -113,7 +113,8 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   MoeSortParams sort{};
   MoeProblem problem = indexed ? sorted(params, &sort) : MoeProblem{params.gemm, {}, nullptr, params.gemm.rows};
   align_rows(op, &problem.gemm, device.stream());
-  if (indexed && sort.to_x != nullptr) copy_rows(&sort, &problem);
+  if (is_few(sort.pairs)) sort.to_x = nullptr;  // many pairs of x, but few of them listed
+  if (sort.to_x != nullptr) copy_rows(&sort, &problem);
   problem.rows.layout = params.layout;
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
   problem.rows.rows = static_cast<int>(indexed ? params.gemm.out_rows : params.gemm.rows);
