@@ -17,6 +17,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 PRESETS = ("ci", "serving", "full")
+TEST = "test"  # `ci`, and all rows of the families that name `test_archs`, compiled for those too; never shipped
 ARCHS = ("80", "86", "89", "90a")
 ROW_KEYS = {"family", "archs", "preset", "why", "measured", "allow"}
 # nvcc's fixed cost is about 2.7 s per file, an instance costs 0.3 s and more: enough per file to hide the first, few
@@ -31,6 +32,7 @@ class Family:
     params: str
     columns: dict[str, str]  # column -> "bool", "int" or an enum's name
     tile: dict[str, dict] = dataclasses.field(default_factory=dict)  # tile -> some of the columns with their values
+    test_archs: tuple[str, ...] = ()  # that run the kernels, for tests, beside the archs they are written for
 
     @property
     def camel(self) -> str:
@@ -124,8 +126,14 @@ def select_instances(manifest: dict, families: dict[str, Family], preset: str, a
     duplicates = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     if duplicates:
         raise ValueError(f"the manifest lists these instances twice: {duplicates}")
-    wanted = PRESETS[: PRESETS.index(preset) + 1]
-    return [i for i in instances if i.arch in archs and i.row["preset"] in wanted]
+    if preset == TEST:
+        chosen = [i for i in instances if i.row["preset"] == PRESETS[0] or i.family.test_archs]
+        for i in {i.name: i for i in chosen}.values():
+            row = i.row | {"allow": "compiled for tests alone"}
+            chosen += [dataclasses.replace(i, arch=arch, row=row) for arch in i.family.test_archs]
+    else:
+        chosen = [i for i in instances if i.row["preset"] in PRESETS[: PRESETS.index(preset) + 1]]
+    return [i for i in chosen if i.arch in archs]
 
 
 def split_evenly(instances: list[Instance]) -> list[list[Instance]]:
@@ -212,7 +220,7 @@ def write_if_changed(path: pathlib.Path, text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--manifest", type=pathlib.Path, required=True)
-    parser.add_argument("--preset", choices=PRESETS, required=True)
+    parser.add_argument("--preset", choices=(*PRESETS, TEST), required=True)
     parser.add_argument("--archs", required=True, help="semicolon-separated; empty: no CUDA")
     parser.add_argument("--table-only", action="store_true", help="no kernels and no launchers: for tests of selection")
     parser.add_argument("--out", type=pathlib.Path, required=True)

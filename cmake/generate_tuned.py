@@ -11,9 +11,9 @@ import csv
 import pathlib
 import sys
 
-from generate_instances import PRESETS, read_families, select_instances, tomllib, write_if_changed
+from generate_instances import PRESETS, TEST, read_families, select_instances, tomllib, write_if_changed
 
-FAMILIES = ("gemm_sm90", "moe_gemm_sm90")
+FAMILIES = ("gemm_sm80", "gemm_sm90", "moe_gemm_sm90")
 HEADER = ["n", "k", "experts", "tokens", "instance", "us", "commit"]
 
 
@@ -38,17 +38,16 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def table_source(rows: list[dict[str, str]], names: dict[str, list[str]]) -> str:
-    """The tables of all families, each in the order of its instances `names`."""
+    """The tables of all families, each in the order of its instances `names`, which hold a name once per arch."""
     lines = ["// Generated from csrc/select/tuned/.", '#include "select/tuned.h"', "", "namespace humming {"]
     for family, instances in names.items():
-        index = {name: position for position, name in enumerate(instances)}
-        known = sorted((row for row in rows if row["instance"] in index), key=lambda row: index[row["instance"]])
+        known = [(index, row) for index, name in enumerate(instances) for row in rows if row["instance"] == name]
         lines += ["", f"Table<TunedRow> tuned_{family}() {{"]
         if known:
             lines.append("  static const TunedRow table[] = {")
-            for row in known:
+            for index, row in known:
                 key = ", ".join(row[column] for column in ("n", "k", "experts", "tokens"))
-                lines.append(f"      {{{index[row['instance']]}, {key}, {float(row['us'])}f}},")
+                lines.append(f"      {{{index}, {key}, {float(row['us'])}f}},")
             lines += ["  };", f"  return {{table, {len(known)}}};", "}"]
         else:
             lines += ["  return {nullptr, 0};", "}"]
@@ -59,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=pathlib.Path, nargs="+", required=True, help="a file for each GPU")
     parser.add_argument("--manifest", type=pathlib.Path, required=True)
-    parser.add_argument("--preset", choices=PRESETS, required=True)
+    parser.add_argument("--preset", choices=(*PRESETS, TEST), required=True)
     parser.add_argument("--archs", required=True, help="semicolon-separated; empty: no CUDA")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()

@@ -21,17 +21,17 @@ KINDS = {"int": "symmetric integer", "uint": "unsigned integer", "float": "float
 # The operand types that take an activation without widening, its own first; any other is named in the cell.
 ACTIVATIONS = {"fp8 e4m3": ("e4m3",), "int8": ("s8",), "int4": ("s4", "s8")}
 ORDERS = {"e4m3": "k32", "s8": "k32", "s4": "k64"}  # besides k16 for bf16 and fp16, which every format has
-# Op -> the manifest's family of its CUDA kernels.
+# Op -> the manifest's families of its CUDA kernels.
 FAMILIES = {
-    "gemm": "gemm_sm90",
-    "moe_gemm": "moe_gemm_sm90",
-    "quantize_activation": "quantize",
-    "moe_align": "moe_align",
-    "moe_reduce": "moe_reduce",
-    "prepack": "repack",
-    "decode_packed": "decode",
+    "gemm": ("gemm_sm80", "gemm_sm90"),
+    "moe_gemm": ("moe_gemm_sm90",),
+    "quantize_activation": ("quantize",),
+    "moe_align": ("moe_align",),
+    "moe_reduce": ("moe_reduce",),
+    "prepack": ("repack",),
+    "decode_packed": ("decode",),
 }
-LAYERS = {"fused_moe": "moe_gemm_sm90"}  # op -> the family of those of its steps' kernels that are the fewest
+LAYERS = {"fused_moe": ("moe_gemm_sm90",)}  # op -> the families of those of its steps' kernels that are the fewest
 Instance = generate_instances.Instance
 
 
@@ -67,9 +67,9 @@ def cuda_cell(row: dict, kernels: list[Instance]) -> str:
     """The ops whose kernels serve the format in every order that it can be packed in."""
     orders = {"k16", *(ORDERS[operand] for operand in row["operands"])}
     ops = []
-    for op, family in FAMILIES.items():
+    for op, families in FAMILIES.items():
         # Families without columns serve every format; the table of ops has them.
-        own = [instance for instance in kernels if instance.family.name == family and instance.values]
+        own = [instance for instance in kernels if instance.family.name in families and instance.values]
         if own and all(any(takes(instance, row, order) for instance in own) for order in orders):
             ops.append(f"`{op}`")
     return ", ".join(ops) or "none"
@@ -78,8 +78,8 @@ def cuda_cell(row: dict, kernels: list[Instance]) -> str:
 def op_table(kernels: list[Instance]) -> list[str]:
     """Where each op runs."""
     rows = []
-    for op, family in {**FAMILIES, **LAYERS}.items():
-        archs = sorted({instance.arch for instance in kernels if instance.family.name == family})
+    for op, families in {**FAMILIES, **LAYERS}.items():
+        archs = sorted({instance.arch for instance in kernels if instance.family.name in families})
         cuda = ", ".join(f"sm_{arch}" for arch in archs) or "raises: no kernel instances yet"
         rows.append([f"`{op}`", "yes", cuda])
     return table(["op", "CPU", "CUDA"], rows)

@@ -14,7 +14,8 @@ import torch
 from oracle.formats import FORMATS, finite_codes, value_table
 from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded, rebase_window
 
-NATIVE = {"bf16": "bf16", "fp16": "fp16", "e4m3": "e4m3", "s8": "int8"}  # x of each operand
+NATIVE = {"bf16": "bf16", "fp16": "fp16", "e4m3": "e4m3", "s8": "int8", "s4": "int4"}  # x of each operand
+VALUES = {**TORCH, "int4": torch.int8}  # of x before int4 are packed two per byte
 SIGNIFICANT_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
 
 # Format, operand, scale type, group, zero: every arithmetic that a dense instance has or is meant to get.
@@ -32,6 +33,8 @@ PAIRS = [
     *((name, operand, "none", 0, "none") for name in ("e4m3", "e3m2", "int8") for operand in ("bf16", "fp16")),
     *((name, "e4m3", "none", 0, "none") for name in ("int2", "int3", "int4", "e2m1", "e3m2", "e4m3")),
     *((name, "s8", "none", 0, "none") for name in ("int1", "int2", "int3", "int4", "int8")),
+    *((name, "s4", "none", 0, "none") for name in ("int1", "int2", "int3", "int4")),
+    ("int4", "s4", "bf16", 128, "none"),
     *(("uint4", operand, "none", 0, "integer") for operand in ("e4m3", "s8")),
 ]
 
@@ -165,12 +168,16 @@ class Maker:
         return Weight(case, codes, scale, zero, values)
 
     def x(self, kind: str, rows: int, k: int, *, simple: bool) -> torch.Tensor:
-        """[rows, k] of a kind. simple: small integers; an fp8 tensor core keeps fewer bits of a sum than fp32 has."""
+        """[rows, k] of a kind, int4 one per byte.
+
+        simple: small integers; an fp8 tensor core keeps fewer bits of a sum than fp32 has.
+        """
         if simple:
             limit = 1 if kind == "e4m3" else 3
-            return self.integers(-limit, limit + 1, rows, k).to(TORCH[kind])
-        if kind == "int8":
-            return self.integers(-128, 128, rows, k).to(torch.int8)
+            return self.integers(-limit, limit + 1, rows, k).to(VALUES[kind])
+        if kind in ("int8", "int4"):
+            limit = 128 if kind == "int8" else 8
+            return self.integers(-limit, limit, rows, k).to(torch.int8)
         return (self.normal(rows, k) * (20 if kind == "e4m3" else 1)).to(TORCH[kind])
 
 
@@ -213,9 +220,11 @@ def make_problem(
     assert stats.tolist() == [0, 0]
 
     kind = NATIVE[case.operand]
-    x = torch.eye(k, device=device).to(TORCH[kind]) if identity else make.x(kind, rows, k, simple=simple)
+    x = torch.eye(k, device=device).to(VALUES[kind]) if identity else make.x(kind, rows, k, simple=simple)
     x_values, x_scale, scale2, bias = x.double(), None, None, None
-    if kind in ("e4m3", "int8"):
+    if kind == "int4":
+        x = (x[:, 0::2] & 0xF | x[:, 1::2] << 4).view(torch.uint8)
+    if kind in ("e4m3", "int8", "int4"):
         shape = (len(x), -(-k // x_group) if x_group else 1)
         x_scale = power_of_two(make.integers(-2, 3, *shape)).float() if simple else make.uniform(0.25, 2, *shape)
         x_scale = torch.ones_like(x_scale) if identity else x_scale

@@ -40,6 +40,13 @@ HUMMING_HD constexpr float power_of_two(int exponent) {
   return value;
 }
 
+// Integers below 2^22 in magnitude as floats without a conversion, of which a multiprocessor has few. From 2^23 to 2^24
+// one ulp is 1, so that the bits of 1.5 * 2^23, kIntegerOrigin, plus i are those of 1.5 * 2^23 + i as long as that
+// stays between the two; the difference is exact. Sums that begin at kIntegerOrigin instead of 0 need no addition for
+// it.
+inline constexpr int kIntegerOrigin = 0x4B400000;
+HUMMING_HD float float_from_origin(int sum) { return float_from_bits(static_cast<uint32_t>(sum)) - 12582912.0f; }
+
 // ---- logic ---------------------------------------------------------------------------------------------------------
 
 // Look-up tables of lop3: the function of three inputs, evaluated on these patterns, gives its table.

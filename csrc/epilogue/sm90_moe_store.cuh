@@ -10,6 +10,7 @@
 #pragma once
 
 #include "epilogue/moe_epilogue.h"
+#include "epilogue/reduce_store.cuh"
 #include "epilogue/sm90_store.cuh"
 
 namespace humming {

@@ -69,6 +69,8 @@ void bind_core(py::module_& m) {
   m.def("add_f16x2", py::vectorize([](uint32_t a, uint32_t b) { return add_f16x2(a, b); }));
   m.def("bf16x2_from_floats", py::vectorize([](float low, float high) { return bf16x2_from_floats(low, high); }));
   m.def("f16x2_from_floats", py::vectorize([](float low, float high) { return f16x2_from_floats(low, high); }));
+  m.attr("INTEGER_ORIGIN") = kIntegerOrigin;
+  m.def("float_from_origin", py::vectorize([](int32_t sum) { return float_from_origin(sum); }));
   m.def("float_from_f16", py::vectorize([](uint16_t a) { return float_from_f16(a); }));
   m.def("f16x2_from_e4m3x2", py::vectorize([](uint32_t a) { return f16x2_from_e4m3x2(a); }));
   m.def("e4m3x2_from_f16x2", py::vectorize([](uint32_t a) { return e4m3x2_from_f16x2(a); }));

@@ -8,9 +8,11 @@
 #include <tuple>
 #include <vector>
 
-#include "select/gemm_sm90.h"
+#include "core/check.h"
+#include "mainloop/sm80_tile.h"
+#include "select/gemm.h"
 #include "select/moe_gemm_sm90.h"
-#include "select/select_sm90.h"
+#include "select/selection.h"
 
 namespace py = pybind11;
 
@@ -18,6 +20,14 @@ namespace humming {
 namespace {
 
 using Rows = std::vector<std::tuple<std::string, int64_t, int64_t, int64_t, float>>;  // instance, n, k, tokens, us
+
+DeviceInfo device_of(const std::string& name) {
+  if (name == "h200") return kH200;
+  if (name == "a100") return {80, 108, 166912, 167936};
+  if (name == "a10") return {86, 72, 101376, 102400};
+  HUMMING_CHECK(name == "l40s", "unknown device ", name);
+  return {89, 142, 101376, 102400};
+}
 
 GemmParams problem_of(const std::vector<int64_t>& ints, int64_t tokens) {
   const WeightDesc desc = WeightDesc::parse(ints.data(), ints.size());
@@ -27,7 +37,8 @@ GemmParams problem_of(const std::vector<int64_t>& ints, int64_t tokens) {
 std::vector<TunedRow> table_of(const Rows& rows) {
   std::vector<TunedRow> table;
   for (const auto& [name, n, k, tokens, us] : rows) {
-    const auto index = &find_gemm_sm90(name) - instances<GemmSm90Columns>().first;
+    const GemmSm90Instance* instance = std::get<const GemmSm90Instance*>(find_gemm(name, kH200));
+    const auto index = instance - instances<GemmSm90Columns>().first;
     table.push_back({static_cast<int>(index), n, k, 0, tokens, us});
   }
   const auto before = [](const TunedRow& a, const TunedRow& b) { return a.instance < b.instance; };
@@ -35,37 +46,33 @@ std::vector<TunedRow> table_of(const Rows& rows) {
   return table;
 }
 
-std::optional<std::string> name_of(const GemmSm90Instance* instance) {
-  if (instance == nullptr) return std::nullopt;
-  return instance->entry.name;
-}
-
 // (name of the chosen instance, its tuned row as (n, k, tokens)); None for what there is not.
-auto choose(const std::vector<int64_t>& desc, int64_t tokens, const Rows& rows, int64_t out_stride) {
+auto choose(const std::vector<int64_t>& desc, int64_t tokens, const Rows& rows, int64_t out_stride,
+            const std::string& device) {
   GemmParams problem = problem_of(desc, tokens);
   if (out_stride != 0) problem.out_row_stride = out_stride;
   const std::vector<TunedRow> table = table_of(rows);
-  const auto choice = choose_gemm_sm90(problem, kH200, {table.data(), static_cast<int>(table.size())});
+  const auto choice = choose_gemm(problem, device_of(device), {{table.data(), static_cast<int>(table.size())}});
+  std::optional<std::string> name;
+  if (const KernelEntry* entry = entry_of(choice.instance)) name = entry->name;
   std::optional<std::tuple<int64_t, int64_t, int64_t>> row;
   if (choice.row != nullptr) row.emplace(choice.row->n, choice.row->k, choice.row->tokens);
-  return std::pair(name_of(choice.instance), row);
+  return std::pair(name, row);
 }
 
-std::string explain(const std::vector<int64_t>& desc, int64_t tokens, const Rows& rows) {
+std::string explain_dense(const std::vector<int64_t>& desc, int64_t tokens, const Rows& rows) {
   const std::vector<TunedRow> table = table_of(rows);
-  return explain_gemm_sm90(problem_of(desc, tokens), kH200, {table.data(), static_cast<int>(table.size())});
+  return explain_gemm(problem_of(desc, tokens), kH200, {{table.data(), static_cast<int>(table.size())}});
 }
 
-// name -> the estimate in cycles, or why the instance cannot run.
-py::dict estimates(const std::vector<int64_t>& desc, int64_t tokens) {
-  const GemmParams problem = problem_of(desc, tokens);
+// name -> the estimate in cycles, or why the instance cannot run, whatever arch it is compiled for.
+py::dict estimates(const std::vector<int64_t>& desc, int64_t tokens, const std::string& device) {
   py::dict all;
-  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
-    const char* reason = cannot_run(instance, problem, kH200);
-    if (reason != nullptr)
-      all[instance.entry.name] = reason;
-    else
-      all[instance.entry.name] = estimate_gemm_sm90(instance, problem, kH200);
+  for (const Candidate& c : candidates_gemm(problem_of(desc, tokens), device_of(device))) {
+    if (c.rejection == nullptr)
+      all[c.entry->name] = c.cycles;
+    else if (!all.contains(c.entry->name))
+      all[c.entry->name] = c.rejection;
   }
   return all;
 }
@@ -80,6 +87,69 @@ py::dict rings(const std::vector<int64_t>& desc, int64_t tokens) {
     all[instance.entry.name] = std::pair(params.stages, params.early_stages);
   }
   return all;
+}
+
+// (name, arch) of the instances that can run.
+std::vector<std::pair<std::string, int>> runnable(const std::vector<int64_t>& desc, int64_t tokens,
+                                                  const std::string& device) {
+  std::vector<std::pair<std::string, int>> all;
+  for (const Candidate& c : candidates_gemm(problem_of(desc, tokens), device_of(device))) {
+    if (c.rejection == nullptr) all.emplace_back(c.entry->name, c.entry->arch);
+  }
+  return all;
+}
+
+// name -> (stages, shared bytes, the tile (row tile, token tile) of every CTA) of the instances of Ampere and Ada that
+// can run.
+py::dict launches_sm80(const std::vector<int64_t>& desc, int64_t tokens, const std::string& device) {
+  const GemmParams problem = problem_of(desc, tokens);
+  py::dict all;
+  for (const GemmSm80Instance& instance : instances<GemmSm80Columns>()) {
+    if (cannot_run(instance, problem, device_of(device)) != nullptr) continue;
+    const GemmSm80Columns& c = instance.columns;
+    const GemmSm80Params params = params_gemm_sm80(instance, problem, device_of(device));
+    const Sm80Tile tile{c.row_groups, c.patches, c.split_k, c.tokens, dtype_bits(problem.x_dtype)};
+    std::vector<std::pair<int, int>> tiles;
+    for (int y = 0; y < params.grid_y; ++y) {
+      for (int x = 0; x < params.grid_x; ++x) tiles.emplace_back(params.row_tile(x), params.token_tile(x, y));
+    }
+    all[instance.entry.name] = py::make_tuple(
+        params.mainloop.stages, tile.shared_bytes(params.mainloop.stages, params.mainloop.record_bytes), tiles);
+  }
+  return all;
+}
+
+// Where a tile's threads find their part: what sm80_tile.h says, as tables.
+py::dict tile_sm80(int row_groups, int patches, int split_k, int tokens, int value_bits) {
+  const Sm80Tile tile{row_groups, patches, split_k, tokens, value_bits};
+  std::vector<std::vector<int>> offsets(tokens);  // [token][chunk]
+  for (int token = 0; token < tokens; ++token) {
+    for (int chunk = 0; chunk < tile.row_chunks(); ++chunk) offsets[token].push_back(tile.token_offset(token, chunk));
+  }
+  std::vector<std::tuple<int, int, int>> roles;  // of warps
+  for (int warp = 0; warp < tile.warps(); ++warp) {
+    const Sm80Tile::Role role = tile.role_of(warp);
+    roles.emplace_back(role.team, role.row_group, role.patch);
+  }
+  std::vector<std::pair<int, int>> copied;  // by threads
+  for (int thread = 0; thread < tile.threads(); ++thread) {
+    copied.emplace_back(tile.copied_by(thread).token, tile.copied_by(thread).chunk);
+  }
+  std::vector<std::vector<std::pair<int, int>>> read(tile.pairs());  // by lanes
+  for (int pair = 0; pair < tile.pairs(); ++pair) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      read[pair].emplace_back(tile.read_by(lane, pair).token, tile.read_by(lane, pair).chunk);
+    }
+  }
+  py::dict facts;
+  facts["offsets"] = offsets;
+  facts["roles"] = roles;
+  facts["copied"] = copied;
+  facts["read"] = read;
+  facts["line_bytes"] = tile.line_bytes();
+  facts["token_bytes"] = tile.token_bytes();
+  facts["rows_at_a_time"] = tile.rows_at_a_time();
+  return facts;
 }
 
 MoeProblem moe_problem_of(const std::vector<int64_t>& ints, int64_t rows) {
@@ -102,15 +172,19 @@ std::string explain_moe(const std::vector<int64_t>& desc, int64_t rows) {
 }  // namespace
 
 void bind_selection(py::module_& m) {
-  m.def("choose", &choose, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows(), py::arg("out_stride") = 0);
-  m.def("explain", &explain, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows());
-  m.def("estimates", &estimates);
+  m.def("choose", &choose, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows(), py::arg("out_stride") = 0,
+        py::arg("device") = "h200");
+  m.def("explain", &explain_dense, py::arg("desc"), py::arg("tokens"), py::arg("rows") = Rows());
+  m.def("estimates", &estimates, py::arg("desc"), py::arg("tokens"), py::arg("device") = "h200");
+  m.def("runnable", &runnable);
+  m.def("launches_sm80", &launches_sm80);
+  m.def("tile_sm80", &tile_sm80);
   m.def("rings", &rings);
   m.def("choose_moe", &choose_moe);
   m.def("explain_moe", &explain_moe);
   m.def("find_instance", [](const std::string& name) {
     return std::string(name.rfind("moe_", 0) == 0 ? find_moe_gemm_sm90(name).entry.name
-                                                  : find_gemm_sm90(name).entry.name);
+                                                  : entry_of(find_gemm(name, kH200))->name);
   });
 }
 

@@ -1,4 +1,5 @@
-// The dense GEMM of Hopper: main loop (mainloop/sm90_gemm.cuh) + epilogue (epilogue/sm90_store.cuh) + raster of tiles.
+// The dense GEMM of Hopper: main loop (mainloop/sm90_gemm.cuh) + epilogue (epilogue/sm90_store.cuh, reduce_store.cuh)
+// + raster of tiles.
 //
 //   out[M, N] = x[M, K] * W[N, K]^T
 //   tile (row tile, token tile): 64 * row_groups packed rows x `tokens` tokens. Where K is split over warpgroups or
@@ -9,6 +10,7 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include "epilogue/reduce_store.cuh"
 #include "epilogue/sm90_store.cuh"
 #include "kernel/gemm_params.h"
 #include "kernel/sm90_kernel.cuh"

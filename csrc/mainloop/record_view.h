@@ -1,6 +1,8 @@
 // How a kernel sees the records of a weight: the facts that are the same for all of them. No CUDA needed.
 #pragma once
 
+#include <cstdint>
+
 namespace humming {
 
 // Where a weight's scales meet it. none: only tensor and channel scales, in the epilogue. operand: group scales
@@ -21,6 +23,19 @@ struct RecordView {
   int scale_offset;  // of a full record: the producer places the scales of a half tail record there too
   int zero_offset;
   bool scale_is_bf16;  // of ScaleStorage::half
+};
+
+// Where a main loop finds the records of a weight.
+struct PackedRecords {
+  const uint8_t* packed;
+  int64_t strip_bytes;
+  int num_strips;
+  int num_k_tiles;       // records along K
+  bool half_tail;        // the last of them has 64 columns
+  int record_bytes;      // of a full record
+  int tail_codes_bytes;  // of the half tail record: its two areas
+  int tail_scale_bytes;
+  RecordView view;
 };
 
 }  // namespace humming

@@ -55,16 +55,6 @@ struct Sm90Consumer : Sm90Stage<Config> {
     else
       return c.acc[patch];
   }
-
-  // Reads what the rows of a new group of columns have, if one may begin at kColumn of the record.
-  template <int kColumn>
-  __device__ static void begin_group(const RecordView& view, const Weights& weights, typename Weights::Row (&rows)[2]) {
-    if constexpr (Weights::begins_group(kColumn)) {
-      const int group = Weights::group_of(view, kColumn);
-      rows[0] = weights.row(view, 0, group);
-      rows[1] = weights.row(view, 1, group);
-    }
-  }
 };
 
 }  // namespace humming

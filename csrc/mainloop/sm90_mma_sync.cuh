@@ -2,6 +2,7 @@
 // records, of which it reads the tokens once for all of its 16-row patches.
 #pragma once
 
+#include "mainloop/mma_sync.cuh"
 #include "mainloop/sm90_consumer.cuh"
 
 namespace humming {
@@ -9,7 +10,6 @@ namespace humming {
 template <class Config>
 struct Sm90MmaSync : Sm90Consumer<Config> {
   using Base = Sm90Consumer<Config>;
-  using Base::begin_group;
   using Base::first_patch;
   using Base::kAccumulatorScale;
   using Base::kOperand;
@@ -46,13 +46,6 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
   __device__ static constexpr int weight_register(int quarter, int chunk) { return quarter % 2 * 8 + 2 * chunk; }
   using TokenSums = float[kScales][kCentred ? kSums : 1];
 
-  __device__ static void mma(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    if constexpr (kOperand == Operand::bf16)
-      ptx::mma_m16n8k16_bf16(d, a, b0, b1);
-    else
-      ptx::mma_m16n8k16_f16(d, a, b0, b1);
-  }
-
   // Tokens of record `share` of the stage whose tokens begin at `from`. A load brings four 8 x 8 matrices: tokens
   // 8j..8j+7, the last there is in the place of those there are not, of four 16-byte chunks of their 128-byte rows,
   // which the swizzle has moved. bf16 takes RawDequant's power of two.
@@ -88,7 +81,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
       const uint32_t ones[4] = {first, first, second, second};
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
-        mma(sums + 4 * j, ones, tokens[kQuarter][j][chunk], tokens[kQuarter][j][chunk + 1]);
+        mma_sync<kOperand>(sums + 4 * j, ones, tokens[kQuarter][j][chunk], tokens[kQuarter][j][chunk + 1]);
       }
     }
   }
@@ -100,7 +93,7 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
     if constexpr (kRaw) {
       weights.template raw_fragment<kHalf, kStep>(fragment);
     } else {
-      begin_group<kHalf * kHalfK + kStep * Weights::kStepK>(view, weights, rows);
+      weights.template begin_group<kHalf * kHalfK + kStep * Weights::kStepK>(view, rows);
       weights.template fragment<kHalf, kStep>(rows, fragment);
     }
   }
@@ -128,8 +121,8 @@ struct Sm90MmaSync : Sm90Consumer<Config> {
 #pragma unroll
         for (int j = 0; j < kTokenTiles; ++j) {
           const uint32_t (&b)[4] = tokens[kQuarter][j];
-          mma(sums + 4 * j, fragment[0], b[0], b[1]);
-          mma(sums + 4 * j, fragment[1], b[2], b[3]);
+          mma_sync<kOperand>(sums + 4 * j, fragment[0], b[0], b[1]);
+          mma_sync<kOperand>(sums + 4 * j, fragment[1], b[2], b[3]);
         }
       }
       if constexpr (kAccumulatorScale && (kQuarter + 1) % kScaleQuarters == 0) {

@@ -7,16 +7,7 @@
 
 namespace humming {
 
-struct Sm90MainloopParams {
-  const uint8_t* packed;
-  int64_t strip_bytes;
-  int num_strips;
-  int num_k_tiles;       // records along K
-  bool half_tail;        // the last of them has 64 columns
-  int record_bytes;      // of a full record
-  int tail_codes_bytes;  // of the half tail record: its two areas
-  int tail_scale_bytes;
-  RecordView view;
+struct Sm90MainloopParams : PackedRecords {
   const float* token_scales;   // [tokens][records along K], where tokens have groups
   int64_t token_scale_stride;  // of a token
   int64_t k;                   // columns of x

@@ -22,6 +22,7 @@
 
 #include "formats/format.h"
 #include "layout/weight_desc.h"
+#include "mainloop/reduction.h"
 
 namespace humming {
 
@@ -74,14 +75,13 @@ struct Sm90Tile {
   constexpr int stage_bytes(int record_bytes, int token_rows) const {
     return token_stage_bytes(token_rows) + weight_stage_bytes(record_bytes) + scale_stage_bytes();
   }
-  // Partial sums, [split][token][rows + 4] fp32; they take the place of the stages.
-  static constexpr int kReductionPad = 4;
-  constexpr int reduction_bytes() const { return reduces() ? shares() * tokens * (rows() + kReductionPad) * 4 : 0; }
+  static constexpr int kReductionPad = humming::kReductionPad;
+  constexpr int reduction_bytes() const { return reduces() ? humming::reduction_bytes(shares(), tokens, rows()) : 0; }
   // Behind the stages: what the epilogue keeps. Where K is split, a scale and a bias per row and a scale per token;
   // else staging for 16-bit outputs, for each warp two buffers of 16 tokens x 16 channels. Then two barriers a stage.
   static constexpr int kStagingBytes = 2 * 16 * 32;
   constexpr int epilogue_bytes() const {
-    return reduces() ? 8 * rows() + 4 * tokens : 4 * consumer_groups() * kStagingBytes;
+    return reduces() ? epilogue_table_bytes(rows(), tokens) : 4 * consumer_groups() * kStagingBytes;
   }
   constexpr int shared_bytes(int stages, int record_bytes, int token_rows) const {
     const int pipeline = stages * stage_bytes(record_bytes, token_rows);

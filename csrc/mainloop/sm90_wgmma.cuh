@@ -13,7 +13,6 @@ namespace humming {
 template <class Config>
 struct Sm90Wgmma : Sm90Consumer<Config> {
   using Base = Sm90Consumer<Config>;
-  using Base::begin_group;
   using Base::k16;
   using Base::kAccumulatorScale;
   using Base::kExperts;
@@ -55,7 +54,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
                                                    typename Weights::Row (&rows)[2],
                                                    uint32_t (&fragment)[kPartSteps][4]) {
     if constexpr (kStep < kEnd) {
-      begin_group<kStep * Weights::kStepK>(view, weights, rows);
+      weights.template begin_group<kStep * Weights::kStepK>(view, rows);
       weights.template fragment<kStep / Weights::kSteps, kStep % Weights::kSteps>(rows, fragment[kStep % kPartSteps]);
       fragments<kStep + 1, kEnd>(view, weights, rows, fragment);
     }

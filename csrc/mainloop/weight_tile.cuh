@@ -131,7 +131,7 @@ struct WeightTile {
   static constexpr ScaleMode kScaleMode = Config::kScaleMode;
   static constexpr int kBits = kTraits.bits;
   static constexpr Order kOrder = order_of(kOperand);
-  static constexpr int kStepK = 8 * values_per_register(kOrder);  // columns of one MMA: 16, 32
+  static constexpr int kStepK = 8 * values_per_register(kOrder);  // columns of one MMA: 16, 32, 64
   static constexpr int kSteps = kHalfK / kStepK;                  // MMAs of a half
   static constexpr int kHalfBytes = kStripRows * kHalfK * kBits / 8;
   static constexpr int kGroup = Config::kGroup;
@@ -232,6 +232,16 @@ struct WeightTile {
         }
       }
       return result;
+    }
+  }
+
+  // Reads what the rows of a new group of columns have, if one may begin at kColumn of the record.
+  template <int kColumn>
+  __device__ __forceinline__ void begin_group(const RecordView& view, Row (&rows)[2]) const {
+    if constexpr (begins_group(kColumn)) {
+      const int group = group_of(view, kColumn);
+      rows[0] = row(view, 0, group);
+      rows[1] = row(view, 1, group);
     }
   }
 

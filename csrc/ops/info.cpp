@@ -11,7 +11,7 @@
 #include "ops/checks.h"
 #include "ops/cpu_dispatch.h"
 #include "ops/tensor_check.h"
-#include "select/gemm_sm90.h"
+#include "select/gemm.h"
 #include "select/moe_gemm_sm90.h"
 #include "select/select_sm90.h"
 
@@ -82,8 +82,8 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
     details = explain_moe_gemm_sm90(problem, device);
   } else {
     const GemmParams problem = typical_gemm(desc, x, tokens);
-    if (const GemmSm90Instance* instance = choose_gemm_sm90(problem, device).instance) entry = &instance->entry;
-    details = explain_gemm_sm90(problem, device);
+    entry = entry_of(choose_gemm(problem, device).instance);
+    details = explain_gemm(problem, device);
   }
   if (entry != nullptr) return concat(text, "CUDA instance ", entry->name, details);
   return concat(text, "no instance: this build (preset ", kPreset, ", architectures ",
@@ -100,18 +100,14 @@ std::string json_string(const std::string& text) {
   return quoted + "\"";
 }
 
-template <class Columns, class Problem, class Estimate>
-std::string plan_rows(const Problem& problem, const DeviceInfo& device, const Choice<Columns>& choice,
-                      Estimate estimate) {
+std::string plan_rows(const std::vector<Candidate>& candidates, const KernelEntry* chosen, const TunedRow* row) {
   std::string rows;
-  for (const Instance<Columns>& instance : instances<Columns>()) {
-    const char* reason = cannot_run(instance, problem, device);
-    const bool chosen = &instance == choice.instance;
-    rows += concat(rows.empty() ? "" : ", ", "{\"name\": ", json_string(instance.entry.name),
-                   ", \"rejection\": ", reason ? json_string(reason) : "null",
-                   ", \"estimate\": ", reason ? "null" : std::to_string(estimate(instance, problem, device)),
-                   ", \"chosen\": ", chosen ? "true" : "false",
-                   ", \"tuned\": ", chosen && choice.row != nullptr ? "true" : "false", "}");
+  for (const Candidate& c : candidates) {
+    rows += concat(rows.empty() ? "" : ", ", "{\"name\": ", json_string(c.entry->name),
+                   ", \"rejection\": ", c.rejection ? json_string(c.rejection) : "null",
+                   ", \"estimate\": ", c.rejection ? "null" : std::to_string(c.cycles),
+                   ", \"chosen\": ", c.entry == chosen ? "true" : "false",
+                   ", \"tuned\": ", c.entry == chosen && row != nullptr ? "true" : "false", "}");
   }
   return concat("[", rows, "]");
 }
@@ -126,10 +122,13 @@ std::string gemm_plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_
   const DeviceInfo device = planning_device();
   if (desc.experts > 0) {
     const MoeProblem problem = typical_moe_gemm(desc, x, tokens);
-    return plan_rows(problem, device, choose_moe_gemm_sm90(problem, device), estimate_moe_gemm_sm90);
+    const MoeGemmSm90Choice choice = choose_moe_gemm_sm90(problem, device);
+    return plan_rows(candidates_moe_gemm_sm90(problem, device), choice.instance ? &choice.instance->entry : nullptr,
+                     choice.row);
   }
   const GemmParams problem = typical_gemm(desc, x, tokens);
-  return plan_rows(problem, device, choose_gemm_sm90(problem, device), estimate_gemm_sm90);
+  const GemmChoice choice = choose_gemm(problem, device);
+  return plan_rows(candidates_gemm(problem, device), entry_of(choice.instance), choice.row);
 }
 
 // Whether the torch of this process is a CUDA build: import torch has then loaded this library.

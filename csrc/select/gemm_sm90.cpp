@@ -45,10 +45,6 @@ GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens) {
   return problem;
 }
 
-bool is_for(const GemmSm90Instance& instance, const WeightDesc& desc) {
-  return instance.columns.format == desc.format && instance.columns.operand == desc.operand;
-}
-
 const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
   if (!is_for(instance, p.desc)) return "is for another format or operand";

@@ -4,8 +4,6 @@
 // This file: Hopper's dense GEMM.
 #pragma once
 
-#include <string>
-
 #include "instances/instances.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
@@ -19,9 +17,6 @@ namespace humming {
 GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens);
 
 using GemmSm90Instance = Instance<GemmSm90Columns>;
-
-// Whether an instance multiplies weights of this format in this operand type.
-bool is_for(const GemmSm90Instance& instance, const WeightDesc& desc);
 
 // Why an instance cannot run a problem; nullptr if it can.
 const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
@@ -37,17 +32,5 @@ GemmSm90Choice choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& dev
 
 // What an instance that can run the problem is launched with.
 GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
-
-// The instance of this name; throws, naming the nearest ones, if this build has none.
-const GemmSm90Instance& find_gemm_sm90(const std::string& name);
-
-// The rest is for messages. Every line begins with a line break.
-
-// The instances that cannot run a problem, by reason; those for other formats and operands as a number.
-std::string rejections_gemm_sm90(const GemmParams& problem, const DeviceInfo& device);
-
-// What choose_gemm_sm90 chooses and why, the estimates of all that can run the problem, and the rejections.
-std::string explain_gemm_sm90(const GemmParams& problem, const DeviceInfo& device,
-                              Table<TunedRow> tuned = tuned_gemm_sm90());
 
 }  // namespace humming

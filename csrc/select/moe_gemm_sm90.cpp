@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/check.h"
 #include "select/gemm_sm90.h"
 #include "select/select_sm90.h"
 
@@ -72,10 +73,6 @@ MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows) {
   return problem;
 }
 
-bool is_for(const MoeGemmSm90Instance& instance, const WeightDesc& desc) {
-  return instance.columns.format == desc.format && instance.columns.operand == desc.operand;
-}
-
 const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
   if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
@@ -139,6 +136,32 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   params.x_row_bytes = p.gemm.x_row_bytes;
   params.num_ctas = device.num_sms * c.ctas;
   return params;
+}
+
+const MoeGemmSm90Instance& find_moe_gemm_sm90(const std::string& name) {
+  std::vector<const char*> names;
+  for (const MoeGemmSm90Instance& instance : instances<MoeGemmSm90Columns>()) {
+    if (instance.entry.name == name) return instance;
+    names.push_back(instance.entry.name);
+  }
+  throw_unknown_instance(name, names);
+}
+
+std::vector<Candidate> candidates_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device) {
+  std::vector<Candidate> all;
+  for (const MoeGemmSm90Instance& instance : instances<MoeGemmSm90Columns>()) {
+    const char* rejection = cannot_run(instance, p, device);
+    const double cycles = rejection == nullptr ? estimate_moe_gemm_sm90(instance, p, device) : 0;
+    all.push_back({&instance.entry, is_for(instance, p.gemm.desc), rejection, cycles});
+  }
+  return all;
+}
+
+std::string explain_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  const MoeGemmSm90Choice choice = choose_moe_gemm_sm90(p, device, tuned);
+  const KernelEntry* entry = choice.instance == nullptr ? nullptr : &choice.instance->entry;
+  return explain(candidates_moe_gemm_sm90(p, device), entry, choice.row,
+                 concat(", for ", p.expected_rows, " rows together"));
 }
 
 }  // namespace humming

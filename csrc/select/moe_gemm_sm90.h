@@ -2,9 +2,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "instances/instances.h"
 #include "kernel/moe_gemm_params.h"
+#include "select/candidate.h"
 #include "select/choice.h"
 #include "select/device_info.h"
 
@@ -28,8 +30,6 @@ MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows);
 int64_t place_sorted(const WeightDesc& desc, DType x, int64_t pairs, int64_t scale_groups, void* workspace,
                      MoeSortParams* sort);
 
-bool is_for(const MoeGemmSm90Instance& instance, const WeightDesc& desc);
-
 // Why an instance cannot run a problem; nullptr if it can.
 const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
@@ -47,8 +47,8 @@ const MoeGemmSm90Instance& find_moe_gemm_sm90(const std::string& name);
 MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem,
                                        const DeviceInfo& device);
 
-// The rest is for messages, as in gemm_sm90.h.
-std::string rejections_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
+// The rest is for messages, as in gemm.h.
+std::vector<Candidate> candidates_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device);
 std::string explain_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device,
                                   Table<TunedRow> tuned = tuned_moe_gemm_sm90());
 

@@ -53,7 +53,7 @@ def test_the_cpu_product_passes(pair: tuple) -> None:
             products.assert_one_number_rounded(products.product(run, problem, dtype, pitch=pitch), usual, str(dtype))
 
 
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[1] in ("e4m3", "s8")], ids=str)
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[1] in ("e4m3", "s8", "s4")], ids=str)
 def test_the_cpu_product_passes_with_scales_per_token_and_group(pair: tuple) -> None:
     for k in (128, 360):
         products.check_random(run, make_problem(case_of(pair, 72, k), 20, "cpu", x_group=128).rows(9, pitched=True))

@@ -12,13 +12,18 @@ from products import NATIVE, case_of
 from support import TORCH
 
 MAX_STAGES = 16
-REFUSES_SCALARS = "aligned 16-bit rows only"  # tiles of many tokens
+REFUSES_SCALARS = "aligned 16-bit rows only"  # Hopper's tiles of many tokens
 
 
 def extent(instance: str, column: str) -> int:
     """The value of a column of the manifest, from the instance's name; 1 if the family has no such column."""
     found = re.search(rf"_{column}(\d+)", instance)
     return int(found[1]) if found else 1
+
+
+def takes_scalars(instance: str) -> bool:
+    """Whether it stores rows that are not aligned, or fp32."""
+    return instance.startswith("gemm_sm80_") or extent(instance, "tokens") <= 64
 
 
 def stage_columns(instance: str) -> int:
@@ -38,7 +43,8 @@ def plans(pair: tuple, experts: int = 0) -> dict[str, str | None]:
     """Every instance of gemm, or with experts of moe_gemm, and why it cannot take a pair, if so."""
     case = replace(case_of(pair, 256, 512), experts=experts)
     found = instance_plans(case.desc, TORCH[NATIVE[pair[1]]], 1, cuda=True)
-    return {plan.name: plan.rejection for plan in found}
+    # Of an instance that is compiled for several archs, what the one that runs here says.
+    return {plan.name: plan.rejection for plan in sorted(found, key=lambda plan: plan.rejection is None)}
 
 
 def runnable(pairs: list[tuple], experts: int = 0) -> list:

@@ -10,7 +10,7 @@ import humming_ext
 import products
 import pytest
 import torch
-from instances import MAX_STAGES, REFUSES_SCALARS, built, extent, plans, runnable, stage_columns
+from instances import MAX_STAGES, REFUSES_SCALARS, built, extent, plans, runnable, stage_columns, takes_scalars
 from products import PAIRS, Problem, Run, case_of, make_problem
 from support import WeightCase
 
@@ -69,7 +69,7 @@ def test_random_products_are_as_accurate_as_torch(pair: tuple, instance: str) ->
 
 @every_instance
 def test_outputs_of_every_type_and_alignment(pair: tuple, instance: str) -> None:
-    """The same number in every type; fp32 rows, odd widths and odd pitches only from tiles of few tokens."""
+    """The same number in every type; fp32 rows, odd widths and odd pitches not from Hopper's tiles of many tokens."""
     run, m = forced(instance), extent(instance, "tokens") + 1
     problem = make_problem(case_of(pair, 200, 192), 320, "cuda").rows(m, pitched=True)
     odd = make_problem(case_of(pair, 203, 192), 320, "cuda").rows(m, pitched=True)
@@ -77,13 +77,13 @@ def test_outputs_of_every_type_and_alignment(pair: tuple, instance: str) -> None
     for dtype, pitch in products.output_types(scalar=False):
         products.assert_one_number_rounded(products.product(run, problem, dtype, pitch=pitch), usual, f"pitch {pitch}")
     for dtype, pitch in products.output_types(scalar=True):
-        if extent(instance, "tokens") <= 64:
+        if takes_scalars(instance):
             got = products.product(run, problem, dtype, pitch=pitch)
             products.assert_one_number_rounded(got, usual, f"pitch {pitch}")
         else:
             with pytest.raises(RuntimeError, match=REFUSES_SCALARS):
                 products.product(run, problem, dtype, pitch=pitch)
-    if extent(instance, "tokens") <= 64:
+    if takes_scalars(instance):
         products.check_random(run, odd)
 
 
@@ -151,7 +151,7 @@ def with_token_groups(pair: tuple) -> tuple[Problem, dict[str, str]]:
     return problem, refusals
 
 
-TOKEN_GROUP_PAIRS = [pair for pair in PAIRS if pair[1] in ("e4m3", "s8")]
+TOKEN_GROUP_PAIRS = [pair for pair in PAIRS if pair[1] in ("e4m3", "s8", "s4")]
 
 
 @pytest.mark.parametrize("pair", TOKEN_GROUP_PAIRS, ids=str)
@@ -210,5 +210,11 @@ def test_the_functional_form_chooses_an_instance(pair: tuple) -> None:
 
 
 def test_the_build_lists_its_products() -> None:
-    names = {entry["name"] for entry in humming_ext.build_info()["instances"]}
-    assert any(name.startswith("gemm_sm90_") for name in names) == ("90a" in humming_ext.build_info()["cuda_archs"])
+    info = humming_ext.build_info()
+    archs = {
+        family: {entry["arch"] for entry in info["instances"] if entry["name"].startswith(family)}
+        for family in ("gemm_sm90_", "gemm_sm80_")
+    }
+    built_for = {int(arch.rstrip("a")) for arch in info["cuda_archs"]}
+    assert archs["gemm_sm90_"] == built_for & {90}
+    assert archs["gemm_sm80_"] == built_for & ({80, 89, 90} if info["preset"] == "test" else {80, 89})

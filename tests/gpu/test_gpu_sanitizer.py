@@ -17,13 +17,13 @@ pytestmark = pytest.mark.sanitizer
 
 
 def one_of_each(pairs: list[tuple], experts: int = 0) -> list:
-    """Pairs and instances: every tile once for 16-bit and once for 8-bit x, and every way to read scales and zeros."""
+    """Pairs and instances: every tile once for 16-bit, 8-bit and 4-bit x, and every way to read scales and zeros."""
     seen: set[tuple] = set()
     chosen = []
     for parameter in runnable(pairs, experts):
         pair, instance = parameter.values
         scales, tile = re.fullmatch(r".*_([a-z]+_\w+_group\d+)_(.*)", instance).groups()
-        paths = {(pair[1] in ("bf16", "fp16"), tile), (pair[4], scales)}
+        paths = {({"bf16": 16, "fp16": 16, "s4": 4}.get(pair[1], 8), tile), (pair[4], scales)}
         if not paths <= seen:
             seen |= paths
             chosen.append(parameter)
@@ -34,7 +34,7 @@ def one_of_each(pairs: list[tuple], experts: int = 0) -> list:
 def test_product(pair: tuple, instance: str) -> None:
     """Two tiles each way, the last nearly empty; more stages than a ring has, then a half tail with masked columns."""
     n = 64 * extent(instance, "row_groups") + 8
-    k = MAX_STAGES * stage_columns(instance) + 48
+    k = MAX_STAGES * stage_columns(instance) + 32  # rows of 4-bit x that begin at multiples of 16 bytes
     problem = make_problem(case_of(pair, n, k), extent(instance, "tokens") + 1, "cuda")
     out = torch.full(problem.exact.shape, float("nan"), dtype=torch.bfloat16, device="cuda")
     workspace = out.new_empty(0, dtype=torch.uint8)

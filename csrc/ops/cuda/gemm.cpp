@@ -8,7 +8,7 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/ops.h"
 #include "ops/tensor_check.h"
-#include "select/gemm_sm90.h"
+#include "select/gemm.h"
 #include "select/moe_gemm_sm90.h"
 
 namespace humming {
@@ -53,10 +53,10 @@ void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   const OnDeviceOf device(x);
   align_rows("humming::gemm", &params, device.stream());
   const DeviceInfo info = device.info();
-  const GemmSm90Instance* instance = name ? &find_gemm_sm90(*name) : choose_gemm_sm90(params, info).instance;
-  if (instance == nullptr) refuse("humming::gemm", params, x, rejections_gemm_sm90(params, info));
-  if (name != nullptr) check_runs("humming::gemm", *name, cannot_run(*instance, params, info));
-  instance->launch(params_gemm_sm90(*instance, params, info), device.stream());
+  const GemmInstance instance = name ? find_gemm(*name, info) : choose_gemm(params, info).instance;
+  if (entry_of(instance) == nullptr) refuse("humming::gemm", params, x, rejections(candidates_gemm(params, info)));
+  if (name != nullptr) check_runs("humming::gemm", *name, cannot_run(instance, params, info));
+  launch_gemm(instance, params, info, device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -126,7 +126,7 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
 
   const MoeGemmSm90Instance* instance =
       name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
-  if (instance == nullptr) refuse(op, params.gemm, x, rejections_moe_gemm_sm90(problem, info));
+  if (instance == nullptr) refuse(op, params.gemm, x, rejections(candidates_moe_gemm_sm90(problem, info)));
   if (name != nullptr) check_runs(op, *name, cannot_run(*instance, problem, info));
   if (indexed) launch<MoeSortColumns>(op, x, sort);
   instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
