@@ -2,7 +2,7 @@
 
 bench       the command line                              cases    what is measured: schemes, shapes, tokens, parts
 problem     what is measured has: data, calls, its check  timing   graph replay, ceilings and the floor that follows
-gemm, moe   a problem of the dense product, of experts
+product     a problem of one matrix: gemm, moe
 references  what times are compared with                  results  rows as JSON lines, tables, the gate, plots
 retune      the tables that select reads                  targets.toml, results/<gpu>/<part>.jsonl
 

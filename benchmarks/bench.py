@@ -34,12 +34,12 @@ from benchmarks import results, retune  # noqa: E402
 from benchmarks.cases import ACTIVATIONS, PARTS, Case  # noqa: E402
 from benchmarks.gemm import GemmMatrix  # noqa: E402
 from benchmarks.moe import MoeMatrix  # noqa: E402
-from benchmarks.problem import Matrix, Problem, WrongResultError  # noqa: E402
+from benchmarks.problem import Problem, Weights, WrongResultError  # noqa: E402
 from benchmarks.references import LIBRARY_NAMES, HummingKernels, UnavailableError  # noqa: E402
 from benchmarks.timing import IDLE_SECONDS, IDLE_TOKENS, Ceilings, Timer, ratio, sample_in_turn  # noqa: E402
 
 ROUNDS = 5  # alternations of our product and its references
-MATRICES: dict[str, type[Matrix]] = {"gemm": GemmMatrix, "moe_gemm": MoeMatrix}
+WEIGHTS: dict[str, type[Weights]] = {"gemm": GemmMatrix, "moe_gemm": MoeMatrix}
 TUNED = ROOT / "csrc" / "select" / "tuned"
 
 
@@ -185,9 +185,9 @@ class Run:
                 print("  no {}: {}".format(*note), flush=True)
         self.reported.update(notes.items())
 
-    def load(self, case: Case, tokens: Sequence[int]) -> Matrix:
+    def load(self, case: Case, tokens: Sequence[int]) -> Weights:
         """The weights of a case."""
-        return MATRICES[case.op](case, self.device, tokens)
+        return WEIGHTS[case.op](case, self.device, tokens)
 
 
 def run_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:

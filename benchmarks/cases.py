@@ -45,6 +45,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.model} {self.matrix} {self.n}x{self.k} {self.scheme.name} x {self.activation}"
 
+    @property
+    def spec(self) -> QuantSpec:
+        """What to pack the matrix with."""
+        return self.scheme.spec(self.activation)
+
     def key(self, tokens: int) -> dict[str, object]:
         """The fields of a row that say what was measured."""
         return {

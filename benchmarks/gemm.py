@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from humming_ext import PackedWeight, _ops
 
-from .problem import Matrix, Problem
+from .product import Matrix, Product
 from .references import LIBRARY_NAMES, Call, HummingKernels, Marlin, library_calls
 from .timing import Work
 
@@ -28,7 +28,7 @@ class GemmMatrix(Matrix):
         return GemmProblem(self, tokens)
 
 
-class GemmProblem(Problem):
+class GemmProblem(Product):
     """Activations quantised beforehand, a call per copy of the weights."""
 
     def __init__(self, matrix: GemmMatrix, tokens: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from humming_ext import PackedWeight, _ops
 
 from .cases import MoeCase
-from .problem import Matrix, Problem
+from .product import Matrix, Product
 from .references import Call, rotation
 from .timing import Work, run_all
 
@@ -31,15 +31,21 @@ def draw(tokens: int, experts: int, top_k: int, routing: str, rng: np.random.Gen
     return np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k].astype(np.int32)
 
 
+def align_call(topk_ids: torch.Tensor, experts: int, block: int) -> tuple[Call, dict[str, torch.Tensor]]:
+    """A call of moe_align, and the tensors that it fills, allocated once."""
+    arguments = (topk_ids, experts, block, None)
+    names = ("sorted_pairs", "positions", "blocks", "num_blocks")
+    outputs = dict(zip(names, _ops._moe_align_outputs(*arguments), strict=True))
+    return lambda: _torch_ops.moe_align.out(*arguments, **outputs), outputs
+
+
 class Routing:
     """One draw, and what `align` makes of it, in tensors that are allocated once."""
 
     def __init__(self, ids: np.ndarray, case: MoeCase, device: torch.device) -> None:
         self.ids = ids
         self.topk_ids = torch.from_numpy(ids).to(device)  # int32 [tokens, top_k]
-        self._align_arguments = (self.topk_ids, case.experts, _ROW_PER_BLOCK, None)
-        names = ("sorted_pairs", "positions", "blocks", "num_blocks")
-        self._aligned = dict(zip(names, _ops._moe_align_outputs(*self._align_arguments), strict=True))
+        self._align, self._aligned = align_call(self.topk_ids, case.experts, _ROW_PER_BLOCK)
         self._row_experts = torch.empty_like(self._aligned["sorted_pairs"])  # int32 [pairs]
         self._is_indexed = case.layout == "indexed"
         self._bounds = torch.arange(case.experts + 1, dtype=torch.int32, device=device)
@@ -48,7 +54,7 @@ class Routing:
 
     def align(self) -> None:
         """Fills the tensors of `arguments`."""
-        _torch_ops.moe_align.out(*self._align_arguments, **self._aligned)
+        self._align()
         self._row_experts.copy_(self._aligned["blocks"][:, 0])
         if not self._is_indexed:
             torch.searchsorted(self._row_experts, self._bounds, out_int32=True, out=self._offsets)
@@ -97,7 +103,7 @@ class MoeMatrix(Matrix):
         return MoeProblem(self, tokens)
 
 
-class MoeProblem(Problem):
+class MoeProblem(Product):
     """What an engine calls for one matrix, in rotation over routings and copies of the weights. `calls` contain
 
     1. quantize_activation, per token, if the case times the quantisation;

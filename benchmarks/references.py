@@ -15,7 +15,7 @@ from humming_ext import Operand
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .problem import Matrix
+    from .product import Matrix
 
 Call = Callable[[], object]
 

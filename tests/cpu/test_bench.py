@@ -43,7 +43,7 @@ def a_row(**fields: object) -> results.Row:
 def test_every_case_can_be_packed_and_is_listed_once(part: str) -> None:
     keys = set()
     for case in PARTS[part]:
-        desc = case.scheme.spec(case.activation).desc(case.n, case.k)
+        desc = case.spec.desc(case.n, case.k)
         plan = humming_ext.explain(desc, ACTIVATIONS[case.activation], max(case.tokens))
         assert "widened" not in plan, f"{case} would not run in the operand type of its activations"
         keys |= {results.key_of(case.key(tokens)) for tokens in case.tokens}
