@@ -33,13 +33,14 @@ import torch  # noqa: E402
 from benchmarks import results, retune  # noqa: E402
 from benchmarks.cases import ACTIVATIONS, PARTS, Case  # noqa: E402
 from benchmarks.gemm import GemmMatrix  # noqa: E402
+from benchmarks.layer import Layer  # noqa: E402
 from benchmarks.moe import MoeMatrix  # noqa: E402
 from benchmarks.problem import Problem, Weights, WrongResultError  # noqa: E402
 from benchmarks.references import LIBRARY_NAMES, HummingKernels, UnavailableError  # noqa: E402
 from benchmarks.timing import IDLE_SECONDS, IDLE_TOKENS, Ceilings, Timer, ratio, sample_in_turn  # noqa: E402
 
 ROUNDS = 5  # alternations of our product and its references
-WEIGHTS: dict[str, type[Weights]] = {"gemm": GemmMatrix, "moe_gemm": MoeMatrix}
+WEIGHTS: dict[str, type[Weights]] = {"gemm": GemmMatrix, "moe_gemm": MoeMatrix, "fused_moe": Layer}
 TUNED = ROOT / "csrc" / "select" / "tuned"
 
 
@@ -96,7 +97,9 @@ def measure(problem: Problem, ceilings: Ceilings, repeats: int) -> results.Row:
         problem.verify_again("graph replay", timer.last)
 
     peer_name, library = HummingKernels.name, LIBRARY_NAMES[work.operand]
-    notes = {name: peer for name, peer in matrix.peers.items() if isinstance(peer, str)}
+    notes: dict[str, str] = {}
+    for name, peer in matrix.peers.items():
+        notes |= {name: peer} if isinstance(peer, str) else peer.notes
     peer_error = None
     for name, make in problem.references().items():
         try:
@@ -287,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     schemes = sorted({case.scheme.name for cases in PARTS.values() for case in cases})
     add = parser.add_argument
     add("--part", action="append", choices=[*PARTS, "all"], default=[], help="what to measure; may be repeated")
+    add("--op", action="append", choices=list(WEIGHTS), default=[], help="the parts of this op too; may be repeated")
     add("--format", action="append", choices=schemes, help="only weights of this kind; may be repeated")
     add("--activation", action="append", choices=list(ACTIVATIONS), help="only these activations; may be repeated")
     add("--matrix", action="append", help="only matrices with this in their name; may be repeated")
@@ -321,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser()
     options = parser.parse_args(arguments)
-    parts = list(PARTS) if "all" in options.part else options.part
+    chosen = {*options.part, *options.op}
+    parts = [part for part, cases in PARTS.items() if chosen & {part, cases[0].op, "all"}]
     if options.gate:
         gpu, targets = results.load_targets()
         rows = [row for path in sorted((options.results / gpu).glob("*.jsonl")) for row in results.load(path)]
@@ -336,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{part}: {case}, tokens {' '.join(map(str, tokens))}")
         return 0
     if not parts:
-        parser.error("--part: say what to measure; --list shows it")
+        parser.error("--part, --op: say what to measure; --list shows it")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; --device cpu --part smoke tries the benchmark out")
     if options.retune and device.type == "cpu":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from humming_ext import QuantSpec, WeightFormat, ZeroKind
@@ -90,6 +91,28 @@ class MoeCase(Case):
         return max(1, tokens // self.ranks)
 
 
+@dataclass(frozen=True)
+class LayerCase(MoeCase):
+    """A whole layer. As a matrix it is gate_up: of `n` rows, half of them gate, and hidden size `k`."""
+
+    op: str = "fused_moe"
+    function: str = "silu"  # gate times its sigmoid times up
+    limit: float = 0.0  # of gate and, in magnitude, up; 0: none
+    alpha: float = 1.0  # times gate, in the sigmoid
+    beta: float = 0.0  # plus up
+
+    @property
+    def spec(self) -> QuantSpec:
+        return replace(super().spec, gate_up=True)
+
+    @property
+    def down(self) -> MoeCase:
+        """The second matrix."""
+        shape = {"n": self.k, "k": self.n // 2, "layout": "contiguous"}
+        same = ("model", "scheme", "activation", "tokens", "has_bias", "experts", "top_k", "routing")
+        return MoeCase(matrix="down", **shape, **{name: getattr(self, name) for name in same})
+
+
 INT4 = Scheme("int4-g128", WeightFormat.int4, 128)
 UINT4 = Scheme("uint4-g128-zp", WeightFormat.uint4, 128, has_zero=True)
 MXFP4 = Scheme("e2m1-g32-e8m0", WeightFormat.e2m1, 32, torch.float8_e8m0fnu)
@@ -105,6 +128,7 @@ TABLE_TOKENS = (1, 16, 64, 256, 1024, 4096, 8192)
 MODEL_TOKENS = (1, 3, 16, 64, 100, 256, 1024, 4096, 16384)
 RAGGED_TOKENS = (1, 3, 16, 100, 256, 1024)
 SKEWED_TOKENS = (64, 1024, 16384)
+LAYER_TOKENS = (1, 4, 16, 64, 256, 1024, 8192)
 
 PAIRS = {
     (INT4, "bf16"): ALL_TOKENS,
@@ -205,6 +229,22 @@ def _experts(
     return cases
 
 
+def _layers(
+    model: str,
+    pairs: list[tuple[Scheme, str]],
+    hidden: int,
+    inner: int,
+    tokens: tuple[int, ...] = LAYER_TOKENS,
+    **fields: Any,
+) -> list[LayerCase]:
+    return [
+        LayerCase(model, "layer", 2 * inner, hidden, scheme, activation, tokens, **fields)
+        for scheme, activation in pairs
+    ]
+
+
+_SWIGLU_OAI = {"function": "swigluoai", "limit": 7.0, "alpha": 1.702, "beta": 1.0, "has_bias": True}
+
 PARTS: dict[str, list[Case]] = {
     "dense8192": _dense(8192),
     "dense4096": _dense(4096),
@@ -219,7 +259,18 @@ PARTS: dict[str, list[Case]] = {
     "moe-deepseek": _experts("deepseek-v4-flash", [(MXFP4, "bf16"), (MXFP4, "e4m3")], 256, 6),
     "moe-gpt-oss": _experts("gpt-oss-120b", [(MXFP4, "bf16"), (MXFP4, "e4m3")], 128, 4, has_bias=True),
     "moe-qwen3": _experts("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "e4m3")], 128, 8),
+    "layer-deepseek": _layers(
+        *("deepseek-v4-flash", [(MXFP4, "e4m3"), (MXFP4, "bf16")], 4096, 2048), experts=256, top_k=6, limit=10.0
+    ),
+    "layer-gpt-oss": _layers(
+        *("gpt-oss-120b", [(MXFP4, "bf16"), (MXFP4, "e4m3")], 2880, 2880), experts=128, top_k=4, **_SWIGLU_OAI
+    ),
+    "layer-qwen3": _layers("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "e4m3")], 2048, 768, experts=128, top_k=8),
     # Every pair once, small enough for a CPU: whether the benchmark itself works.
     "smoke": [Case("smoke", "small", 256, 256, *pair, (1, 17), has_bias=pair[0] is INT4) for pair in PAIRS],
     "moe-smoke": _experts("small mixture", [(INT4, "bf16"), (MXFP4, "e4m3")], 32, 3, (1, 17, 40), (17,), has_bias=True),
+    "layer-smoke": [
+        *_layers("small", [(MXFP4, "bf16"), (MXFP4, "e4m3")], 128, 80, (1, 17), experts=8, top_k=3, **_SWIGLU_OAI),
+        *_layers("small", [(INT4, "bf16"), (INT4, "int8")], 128, 80, (1, 17), experts=8, top_k=3, limit=10.0),
+    ],
 }

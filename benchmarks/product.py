@@ -23,12 +23,13 @@ class Matrix(Weights):
     """One matrix, or that of every expert: what was packed, and the packed copies.
 
     Tensors of a case with experts have these as their first dimension: codes are uint8 [n, k] or [experts, n, k].
+    `copies`: how many there are to be; by default enough for every read to come from memory.
     """
 
     PEERS = (HummingKernels,)
     SAMPLED_CHANNELS = 64
 
-    def __init__(self, case: Case, device: torch.device, tokens: Sequence[int]) -> None:
+    def __init__(self, case: Case, device: torch.device, tokens: Sequence[int], copies: int | None = None) -> None:
         super().__init__(case, device, tokens)
         scheme, n, k = case.scheme, case.n, case.k
         torch.manual_seed(case.n + case.k)
@@ -51,7 +52,7 @@ class Matrix(Weights):
 
         weight = PackedWeight.pack(self.codes, self.scale, self.zero, spec=case.spec)
         self.spec = weight.spec
-        count = num_sets(self.bytes_per_call(weight), device)
+        count = copies or num_sets(self.bytes_per_call(weight), device)
         self.weights: list[PackedWeight] = [weight, *(self._copy(weight) for _ in range(count - 1))]
         self.channels = sample(n, self.SAMPLED_CHANNELS, np.random.default_rng(n + k))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from humming_ext import Operand
@@ -74,9 +74,10 @@ class HummingKernels:
     """
 
     name = "humming-kernels"
+    notes: ClassVar[dict[str, str]] = {}  # what the wheel lacks, and what is timed in its place
     _TENSORS = ("weight", "weight_scale", "zero_point", "bias", "weight_scale_2")
-    _FLOATS = {"e2m1": "float4e2m1", "e3m2": "float6e3m2", "e4m3": "float8e4m3"}  # noqa: RUF012
-    _ACTIVATIONS = {"bf16": "bfloat16", "e4m3": "float8e4m3", "int8": "int8"}  # noqa: RUF012
+    _FLOATS: ClassVar = {"e2m1": "float4e2m1", "e3m2": "float6e3m2", "e4m3": "float8e4m3"}
+    _ACTIVATIONS: ClassVar = {"bf16": "bfloat16", "e4m3": "float8e4m3", "int8": "int8"}
 
     def __init__(self, matrix: Matrix) -> None:
         if matrix.device.type != "cuda":
@@ -145,6 +146,10 @@ class HummingKernels:
             for _ in matrix.weights  # as many as ours
         ]
 
+    def block(self, rows: int) -> int:
+        """Rows that its heuristics pad every expert's to, of this many together."""
+        return self._tuned(rows)["block_shape"][0]
+
     def _tuned(self, rows: int) -> dict:
         return next((config for low, high, config in self._tuning if low < rows <= high), {})
 
@@ -155,9 +160,8 @@ class HummingKernels:
     def _routed(self, topk_ids: Tensor) -> dict:
         from humming.testing.data import generate_moe_tensors
 
-        block = self._tuned(topk_ids.numel())["block_shape"][0]
         _, _, sorted_ids, expert_ids, num_padded = generate_moe_tensors(
-            topk_ids, self._config.num_experts, self._gemm_type, block_size_config=block
+            topk_ids, self._config.num_experts, self._gemm_type, block_size_config=self.block(topk_ids.numel())
         )
         top_k = topk_ids.shape[1]
         return {"sorted_ids": sorted_ids, "expert_ids": expert_ids, "num_tokens_padded": num_padded, "top_k": top_k}
@@ -167,12 +171,26 @@ class HummingKernels:
 
         With experts, `routings` are int32 [rows of x, top_k]: the experts of each row, of one draw after the other.
         """
-        from humming.forward import humming_forward, may_process_input
+        return self.products(self.prepare(x)[1], out, routings)
 
-        inputs, group_scales, token_scales = may_process_input(self._config, x)
+    def prepare(self, x: Tensor, **activation: str) -> tuple[Call, dict[str, Tensor]]:
+        """A call that activates and quantises rows of bf16 as this matrix takes them, and what it fills."""
+        from humming.forward import may_process_input
+
+        inputs, group_scales, token_scales = may_process_input(self._config, x, **activation)
+        filled = {"outputs": inputs, "group_scales": group_scales, "token_scales": token_scales}
+        scales = token_scales if group_scales is None else group_scales
+        return (
+            lambda: may_process_input(self._config, x, **filled, **activation),
+            {"inputs": inputs, "input_scale": scales},
+        )
+
+    def products(self, prepared: dict[str, Tensor], out: Tensor, routings: Sequence[Tensor] = ()) -> list[Call]:
+        """Calls that multiply what `prepare` filled, as `calls` says."""
+        from humming.forward import humming_forward
+
         options = {
-            "inputs": inputs,
-            "input_scale": token_scales if group_scales is None else group_scales,
+            **prepared,
             "outputs": out,
             "compute_config": json.dumps({"gemm_type": self._gemm_type.value}),
             "tuning_config": json.dumps(self._tuning),
@@ -188,6 +206,7 @@ class Marlin:
     """vLLM's Marlin kernel for 4-bit weights in groups of 128. Its codes are random: only its time is of interest."""
 
     name = "vllm-marlin"
+    notes: ClassVar[dict[str, str]] = {}
 
     def __init__(self, matrix: Matrix) -> None:
         case = matrix.case

@@ -87,7 +87,7 @@ def line(row: Row) -> str:
 class Target:
     """One limit for one problem. `kind`: us (at most), tflops, of_library, of_peer (at least), of_floor (see `judge`).
 
-    With experts, the problem has balanced routing, and its tokens are quantised and aligned before.
+    With experts, the problem has balanced routing; for moe_gemm its tokens are quantised and aligned before.
     """
 
     work: str

@@ -12,6 +12,7 @@ from oracle.formats import FORMATS, finite_codes, value_table
 from oracle.matmul import scaled_rows
 from oracle.rounding import ROUND, e8m0_value, encode_e4m3, encode_e5m2, pack_int4, round_to_float
 from oracle.weights import decode, dequantise, pack_bitstream, source_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LAYOUT_VERSION = 4
 OPERANDS = {"bf16": 1, "fp16": 2, "e4m3": 3, "s8": 4, "s4": 5}
@@ -366,3 +367,16 @@ def guarded(
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
     view.view(integer).fill_(-1)
     assert bool((memory == 0xFF).all()), f"bytes outside a {tuple(shape)} output were written"
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the ops that are called, views apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

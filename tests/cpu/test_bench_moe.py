@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support import Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -192,19 +192,6 @@ def test_wrong_results_are_found(damage: Callable, words: str) -> None:
 
     with pytest.raises(WrongResultError, match=words):
         problem.verify([lambda call=call: wrong(call) for call in problem.calls], repeats=4)
-
-
-class Recorder(TorchDispatchMode):
-    """Notes the ops that are called, views apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view:
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("quantisation", ["before", "timed"])
