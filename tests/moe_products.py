@@ -13,11 +13,12 @@ from functools import lru_cache
 
 import torch
 from humming_ext import _ops
-from products import NATIVE, Maker, amid_nan, case_of, columns, operand_rounded, power_of_two
+from products import NATIVE, Maker, amid_nan, case_of, operand_rounded
 from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded
 
 LAYOUTS = ("indexed", "contiguous", "masked")
-X_SIZE = {"bf16": 1.0, "fp16": 1.0, "e4m3": 25.0, "int8": 91.0}  # root mean square of random x with its scales
+# Root mean square of random x with its scales.
+X_SIZE = {"bf16": 1.0, "fp16": 1.0, "e4m3": 25.0, "e5m2": 25.0, "int8": 91.0, "int4": 6.0}
 BLOCKS = (1, 8, 16, 32, 64, 128)  # rows that sorted_token_ids are padded to
 
 # Format, operand, scale type, group, zero: the pairs of products.py that checkpoints of mixtures have.
@@ -206,7 +207,7 @@ class Mixture:
     scale2: torch.Tensor | None  # as the op takes it
     bias: torch.Tensor | None
     x: torch.Tensor  # [tokens, k]
-    x_scale: torch.Tensor | None  # [tokens, groups]
+    x_scale: torch.Tensor | None  # per token, or of one element
     topk_weights: torch.Tensor | None  # [pairs]
     exact: torch.Tensor
     plain: torch.Tensor
@@ -229,37 +230,33 @@ def make_mixture(
     simple: bool = False,
     identity: bool = False,
     gate_up: bool = False,
+    x_kind: str = "",
+    x_scale: str = "groups",
     x_group: int = 0,
 ) -> Mixture:
     """simple: every sum and the result before its last rounding are exact in fp32. identity: x is one (routing.tokens
-    must be k) and there are no factors. x_group: columns of an x scale, 0 for scales per token."""
+    must be k) and there are no factors. x_kind: the operand's own without. x_scale, x_group: see `Maker.tokens`."""
     simple = simple or identity
     case = replace(case_of(pair, n, k, gate_up=gate_up), experts=routing.experts)
     experts = make_experts(case, device, simple=simple, all_codes=identity)
-    kind, tokens = NATIVE[case.operand], routing.tokens
+    kind, tokens = x_kind or NATIVE[case.operand], routing.tokens
     make = Maker(device, simple, *case.desc)  # what is of the experts does not depend on the routing
-
-    def factors(*shape: int) -> torch.Tensor:
-        return power_of_two(make.integers(-2, 3, *shape)).float() if simple else make.uniform(0.25, 2, *shape)
 
     scale2 = torch.ones(routing.experts, n, device=device)
     if not identity:
         # Random sums are brought to about one, so that no output type overflows.
         size = X_SIZE[kind] * float(experts.values.square().sum(dim=2).mean().sqrt())
         shape = (routing.experts, n if epilogue.scale2 == "channel" else 1)
-        scale2 = scale2 * factors(*shape).clamp(0.5, 1) * (1 if simple else 1 / size)
+        scale2 = scale2 * make.factors(*shape, simple=simple).clamp(0.5, 1) * (1 if simple else 1 / size)
     bias = None
     if epilogue.bias:
         drawn = make.integers(-8, 9, routing.experts, n) if simple else make.normal(routing.experts, n)
         bias = drawn.to(TORCH[epilogue.bias])
 
     make = Maker(device, tokens, routing.top_k, simple, x_group, *case.desc)
-    x = torch.eye(k, device=device).to(TORCH[kind]) if identity else make.x(kind, tokens, k, simple=simple)
-    x_values, x_scale = x.double(), None
-    if kind in ("e4m3", "int8"):
-        x_scale = factors(tokens, -(-k // x_group) if x_group else 1)
-        x_scale = torch.ones_like(x_scale) if identity else x_scale
-        x_values = x_values * columns(x_scale, k, x_group)
+    x, x_factors, x_values = make.tokens(
+        kind, tokens, k, simple=simple, identity=identity, scale=x_scale, group=x_group
+    )
 
     local = routing.local()
     order = local.argsort(stable=True)[int((local < 0).sum()) :]  # pairs that go somewhere, by expert
@@ -268,7 +265,7 @@ def make_mixture(
     exact_sums = expert_sums(x_values[order // routing.top_k], experts.values, counts)
     plain_sums = expert_sums(x_values.float()[order // routing.top_k], experts.rounded, counts)
 
-    topk_weights = factors(len(local)) if epilogue.weighted else None
+    topk_weights = make.factors(len(local), simple=simple) if epilogue.weighted else None
 
     def finished(sums: torch.Tensor) -> torch.Tensor:
         y = sums * scale2[expert]
@@ -286,7 +283,7 @@ def make_mixture(
         given = experts.row_scale if given is None else experts.row_scale * scale2  # powers of two
     if device == "cuda":
         torch.cuda.synchronize()
-    return Mixture(case, routing, epilogue, experts, given, bias, x, x_scale, topk_weights, exact, plain)
+    return Mixture(case, routing, epilogue, experts, given, bias, x, x_factors, topk_weights, exact, plain)
 
 
 # ---- layouts
@@ -374,10 +371,16 @@ class Problem:
 
 
 def lay_out(
-    mixture: Mixture, layout: str, *, block: int = 16, capacity: int | None = None, pitched: bool = True
+    mixture: Mixture,
+    layout: str,
+    *,
+    block: int = 16,
+    capacity: int | None = None,
+    pitched: bool = True,
+    skew: int = 0,
 ) -> Problem:
     """block: of the layout "indexed". capacity: of "masked"; without it two rows more than the fullest expert has.
-    pitched: see `amid_nan`."""
+    pitched, skew: see `amid_nan`."""
     routing, device = mixture.routing, mixture.x.device.type
     local, experts = routing.local(), routing.experts
     by_expert = local.argsort(stable=True)[int((local < 0).sum()) :]
@@ -403,16 +406,17 @@ def lay_out(
     token = by_expert // routing.top_k
     x_row = token if layout == "indexed" else row_of
     num_x_rows = torch.Size(shape).numel()
-    x = amid_nan(num_x_rows, mixture.case.k, mixture.x.dtype, device, pitched=pitched)
+    x = amid_nan(num_x_rows, mixture.x.shape[1], mixture.x.dtype, device, pitched=pitched, skew=skew)
     x.view(INTEGER[x.element_size()])[x_row] = mixture.x.view(INTEGER[x.element_size()])[token]
 
     def spread(values: torch.Tensor, size: int, to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        result = values.new_full((size, *values.shape[1:]), torch.nan)
-        result[to] = values[source]
-        return result
+        integer = INTEGER[values.element_size()]
+        result = torch.full((size, *values.shape[1:]), -1, dtype=integer, device=device)  # NaN in every float type
+        result[to] = values.view(integer)[source]
+        return result.view(values.dtype)
 
     x_scale, weights = mixture.x_scale, mixture.topk_weights
-    if x_scale is not None:
+    if x_scale is not None and len(x_scale) == routing.tokens:
         x_scale = spread(x_scale, num_x_rows, x_row, token).view(*shape, *x_scale.shape[1:])
     return Problem(
         mixture,
@@ -426,7 +430,7 @@ def lay_out(
     )
 
 
-INTEGER = {1: torch.uint8, 2: torch.int16}  # indexing has no fp8
+INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # indexing has no fp8
 
 
 # ---- checks
@@ -446,16 +450,16 @@ def product(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, 
     return result
 
 
-def check_exact(run: Run, problem: Problem) -> None:
+def check_exact(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 8) -> None:
     """Of a simple mixture, bit for bit."""
-    exact, actual = problem.exact[problem.written], product(run, problem, pitch=8)[problem.written]
+    exact, actual = problem.exact[problem.written], product(run, problem, dtype, pitch=pitch)[problem.written]
     assert torch.equal(exact.float().double(), exact), "the case itself is not exact"
-    assert_bits_equal(actual, exact.bfloat16() + 0.0, str(problem))
+    assert_bits_equal(actual, exact.to(dtype) + 0.0, str(problem))
 
 
-def check_random(run: Run, problem: Problem) -> None:
+def check_random(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 8) -> None:
     """As accurate as torch in the operand's type."""
-    assert_as_accurate(product(run, problem, pitch=8), problem.exact, problem.plain, str(problem))
+    assert_as_accurate(product(run, problem, dtype, pitch=pitch), problem.exact, problem.plain, str(problem))
 
 
 def check_identity(run: Run, pair: tuple, layout: str, device: str) -> None:

@@ -79,11 +79,13 @@ class Problem:
         pitch = -(-self.x.shape[1] * self.x.element_size() // 128) * 128
         return torch.full((self.x.shape[0] * pitch,), 0xFF, dtype=torch.uint8, device=self.x.device)
 
-    def rows(self, m: int, *, pitched: bool) -> Problem:
+    def rows(self, m: int, *, pitched: bool, skew: int = 0) -> Problem:
         """The first m rows, x amid NaN."""
-        x = amid_nan(m, self.x.shape[1], self.x.dtype, self.x.device.type, pitched=pitched)
+        x = amid_nan(m, self.x.shape[1], self.x.dtype, self.x.device.type, pitched=pitched, skew=skew)
         x.copy_(self.x[:m])
-        x_scale = None if self.x_scale is None else self.x_scale[:m].contiguous()
+        x_scale = self.x_scale
+        if x_scale is not None and len(x_scale) == len(self.x):
+            x_scale = x_scale[:m].contiguous()
         return Problem(
             self.case, x, x_scale, self.packed, self.scale2, self.bias, self.exact[:m].contiguous(), self.plain[:m]
         )
@@ -92,16 +94,17 @@ class Problem:
 Run = Callable[[Problem, torch.Tensor], None]
 
 
-def amid_nan(rows: int, k: int, dtype: torch.dtype, device: str, *, pitched: bool) -> torch.Tensor:
+def amid_nan(rows: int, k: int, dtype: torch.dtype, device: str, *, pitched: bool, skew: int = 0) -> torch.Tensor:
     """[rows, k] of NaN (integers: large numbers), as a view into more of it: rows follow and, if `pitched`, columns.
 
-    Rows that are not pitched begin where they begin, which need not be a multiple of 16 bytes.
+    Rows that are not pitched begin where they begin, which need not be a multiple of 16 bytes. skew: elements more
+    before the first row and between any two.
     """
     size = torch.empty((), dtype=dtype).element_size()
-    pitch = (-(-k * size // 128) + 1) * 128 // size if pitched else k
-    fill = 0x7F if dtype == torch.int8 else 0xFF
-    memory = torch.full(((rows + 300) * pitch * size,), fill, dtype=torch.uint8, device=device)
-    return memory.view(dtype).view(-1, pitch)[:rows, :k]
+    pitch = ((-(-k * size // 128) + 1) * 128 // size if pitched else k) + skew
+    fill = {torch.int8: 0x7F, torch.uint8: 0x77}.get(dtype, 0xFF)  # uint8: two int4
+    memory = torch.full(((skew + (rows + 300) * pitch) * size,), fill, dtype=torch.uint8, device=device)
+    return memory.view(dtype)[skew:].view(-1, pitch)[:rows, :k]
 
 
 class Maker:
@@ -160,9 +163,11 @@ class Maker:
             scale, scale_values = self.scale(case, simple=simple)
             values = values * columns(scale_values, k, case.group)
             if case.zero == "floating":
-                offset = (
-                    self.integers(-32, 33, *scale.shape) * scale_values if simple else 4 * self.normal(*scale.shape)
-                )
+                if simple:
+                    highest = 256 - 2 ** FORMATS[case.fmt].bits  # code + offset has no more bits than bf16
+                    offset = self.integers(-32, min(32, highest) + 1, *scale.shape) * scale_values
+                else:
+                    offset = 4 * self.normal(*scale.shape)
                 zero = offset.to(scale.dtype)
                 values = values + columns(zero, k, case.group)
         return Weight(case, codes, scale, zero, values)
@@ -178,7 +183,35 @@ class Maker:
         if kind in ("int8", "int4"):
             limit = 128 if kind == "int8" else 8
             return self.integers(-limit, limit, rows, k).to(torch.int8)
-        return (self.normal(rows, k) * (20 if kind == "e4m3" else 1)).to(TORCH[kind])
+        return (self.normal(rows, k) * (20 if kind in ("e4m3", "e5m2") else 1)).to(TORCH[kind])
+
+    def factors(self, *shape: int, simple: bool) -> torch.Tensor:
+        """float32. simple: powers of two."""
+        return power_of_two(self.integers(-2, 3, *shape)).float() if simple else self.uniform(0.25, 2, *shape)
+
+    def tokens(
+        self, kind: str, rows: int, k: int, *, simple: bool, identity: bool, scale: str, group: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """(x, x_scale, their product in float64 [rows, k]).
+
+        identity: x is one (rows must be k), and so are its scales. scale, of 8- and 4-bit kinds: "tensor" [1], "token"
+        [rows], "groups" [rows, groups] of `group` columns (0: of all), or "e8m0", which is groups in that type.
+        """
+        x = torch.eye(k, device=self.device).to(VALUES[kind]) if identity else self.x(kind, rows, k, simple=simple)
+        values = x.double()
+        if kind == "int4":
+            x = (x[:, 0::2] & 0xF | x[:, 1::2] << 4).view(torch.uint8)
+        if kind in ("bf16", "fp16"):
+            return x, None, values
+        shape = {"tensor": (1,), "token": (rows,)}.get(scale, (rows, -(-k // group) if group else 1))
+        if identity:
+            factors = x_scale = torch.ones(shape, device=self.device)
+        elif scale == "e8m0":
+            codes = self.integers(125, 130, *shape)
+            x_scale, factors = codes.to(torch.uint8).view(TORCH["e8m0"]), power_of_two(codes - 127)
+        else:
+            factors = x_scale = self.factors(*shape, simple=simple)
+        return x, x_scale, values * columns(factors if factors.dim() == 2 else factors[:, None], k, group)
 
 
 def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
@@ -203,12 +236,23 @@ def operand_rounded(values: torch.Tensor, operand: str) -> torch.Tensor:
 
 @lru_cache(maxsize=32)
 def make_problem(
-    case: WeightCase, rows: int, device: str, *, simple: bool = False, x_group: int = 0, identity: bool = False
+    case: WeightCase,
+    rows: int,
+    device: str,
+    *,
+    simple: bool = False,
+    identity: bool = False,
+    x_kind: str = "",
+    x_scale: str = "groups",
+    x_group: int = 0,
+    scale2: str = "channel",
+    bias: str | None = "bf16",
 ) -> Problem:
-    """A random product with an epilogue: bias, scale2 per channel and, for 8-bit x, scales per token (and x_group).
+    """A random product with an epilogue.
 
     simple: every sum and the result before its last rounding are exact in fp32. identity: x is one, with no epilogue,
-    and the weights are simple.
+    and the weights are simple. x_kind: the operand's own without. x_scale, x_group: see `Maker.tokens`. scale2: per
+    "channel" or "tensor", or "none".
     """
     simple = simple or identity
     make = Maker(device, rows, simple, x_group, *case.desc)
@@ -219,31 +263,27 @@ def make_problem(
     )
     assert stats.tolist() == [0, 0]
 
-    kind = NATIVE[case.operand]
-    x = torch.eye(k, device=device).to(VALUES[kind]) if identity else make.x(kind, rows, k, simple=simple)
-    x_values, x_scale, scale2, bias = x.double(), None, None, None
-    if kind == "int4":
-        x = (x[:, 0::2] & 0xF | x[:, 1::2] << 4).view(torch.uint8)
-    if kind in ("e4m3", "int8", "int4"):
-        shape = (len(x), -(-k // x_group) if x_group else 1)
-        x_scale = power_of_two(make.integers(-2, 3, *shape)).float() if simple else make.uniform(0.25, 2, *shape)
-        x_scale = torch.ones_like(x_scale) if identity else x_scale
-        x_values = x_values * columns(x_scale, k, x_group)
+    x, x_factors, x_values = make.tokens(
+        x_kind or NATIVE[case.operand], rows, k, simple=simple, identity=identity, scale=x_scale, group=x_group
+    )
     exact = x_values @ weight.values.T
     plain = x_values.float() @ operand_rounded(weight.values, case.operand).float().T
-    if not identity:
+    factor = offset = None
+    if not identity and scale2 != "none":
         # Random sums are brought to about one, so that no output type overflows.
         unit = 1 / float(exact.square().mean().sqrt() + 1e-9)
-        scale2 = power_of_two(make.integers(-1, 2, n)).float() if simple else make.uniform(0.5, 1, n) * unit
-        bias = (make.integers(-8, 9, n) if simple else make.normal(n)).bfloat16()
-        exact = exact * scale2.double() + bias.double()
-        plain = plain * scale2 + bias.float()
+        shape = n if scale2 == "channel" else 1
+        factor = power_of_two(make.integers(-1, 2, shape)).float() if simple else make.uniform(0.5, 1, shape) * unit
+        exact, plain = exact * factor.double(), plain * factor
+    if not identity and bias:
+        offset = (make.integers(-8, 9, n) if simple else make.normal(n)).to(TORCH[bias])
+        exact, plain = exact + offset.double(), plain + offset.float()
     if case.rebased:
-        scale2 = row_scale if scale2 is None else scale2 * row_scale  # powers of two
+        factor = row_scale if factor is None else factor * row_scale  # powers of two
     plain = plain.half() if case.operand == "fp16" else plain.bfloat16()
     if device == "cuda":
         torch.cuda.synchronize()  # a product may fetch weights before the kernel ahead of it has ended
-    return Problem(case, x, x_scale, packed, scale2, bias, exact, plain)
+    return Problem(case, x, x_factors, packed, factor, offset, exact, plain)
 
 
 def product(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 0) -> torch.Tensor:
@@ -254,25 +294,29 @@ def product(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, 
         return out.clone()
 
 
+def check_exact(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 8) -> None:
+    """Of a simple problem, bit for bit."""
+    assert torch.equal(problem.exact.float().double(), problem.exact), "the case itself is not exact"
+    expected = problem.exact.to(dtype) + 0.0
+    assert_bits_equal(product(run, problem, dtype, pitch=pitch), expected, f"{problem.case} m={len(problem.x)}")
+
+
 def check_identity(run: Run, pair: tuple, device: str) -> None:
     """Power-of-two scales: the dequantised weight has no rounding in any operand, so it comes back bit for bit."""
     problem = make_problem(case_of(pair, 136, 208), 208, device, identity=True).rows(208, pitched=True)
-    expected = problem.exact.bfloat16()
-    assert torch.equal(expected.double(), problem.exact), "the case itself is not exact"
-    assert_bits_equal(product(run, problem, pitch=8), expected + 0.0, str(problem.case))
+    assert torch.equal(problem.exact.bfloat16().double(), problem.exact), "the case itself is not exact"
+    check_exact(run, problem)
 
 
 def check_integers(run: Run, pair: tuple, n: int, k: int, m: int, device: str) -> None:
     """Sums of small integers are exact, and so is all but the last rounding."""
-    problem = make_problem(case_of(pair, n, k), 320, device, simple=True).rows(m, pitched=True)
-    assert torch.equal(problem.exact.float().double(), problem.exact), "the case itself is not exact"
-    assert_bits_equal(product(run, problem, pitch=8), problem.exact.bfloat16() + 0.0, f"{problem.case} m={m}")
+    check_exact(run, make_problem(case_of(pair, n, k), 320, device, simple=True).rows(m, pitched=True))
 
 
-def check_random(run: Run, problem: Problem) -> None:
+def check_random(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16, *, pitch: int = 8) -> None:
     """As accurate as torch in the operand's type."""
     what = f"{problem.case} m={len(problem.x)}"
-    assert_as_accurate(product(run, problem, pitch=8), problem.exact, problem.plain, what)
+    assert_as_accurate(product(run, problem, dtype, pitch=pitch), problem.exact, problem.plain, what)
 
 
 def assert_one_number_rounded(actual: torch.Tensor, other: torch.Tensor, what: str) -> None:

@@ -42,13 +42,12 @@ def test_activations_are_those_of_the_oracle(epilogue: Epilogue) -> None:
 
 
 @layouts
-@pytest.mark.parametrize("x_group", [0, 128])
+@pytest.mark.parametrize(("x_scale", "x_group"), [("groups", 0), ("groups", 128), ("e8m0", 128), ("tensor", 0)])
 @pytest.mark.parametrize("epilogue", [Epilogue("silu"), Epilogue("swigluoai", scale2="expert", bias="fp32")], ids=str)
-def test_mixtures_are_those_of_the_oracle(layout: str, x_group: int, epilogue: Epilogue) -> None:
-    mixture = make_mixture(
-        PAIRS[-1], 48, 208, Routing("mapped", 21, 3, 4), epilogue, "cpu", gate_up=True, x_group=x_group
-    )
-    problem = lay_out(mixture, layout, block=8)
+def test_mixtures_are_those_of_the_oracle(layout: str, x_scale: str, x_group: int, epilogue: Epilogue) -> None:
+    tokens = {"x_scale": x_scale, "x_group": x_group}
+    mixture = make_mixture(PAIRS[-1], 48, 208, Routing("mapped", 21, 3, 4), epilogue, "cpu", gate_up=True, **tokens)
+    problem = lay_out(mixture, layout, block=8, skew=3)
     weights = array(ops.decode_packed(mixture.experts.packed, mixture.scale2, mixture.case.desc))
     options = {
         "bias": array(mixture.bias),

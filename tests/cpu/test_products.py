@@ -6,6 +6,7 @@ import products
 import pytest
 import torch
 from oracle.matmul import gemm, scaled_rows
+from oracle.rounding import unpack_int4
 from oracle.weights import dequantise
 from products import PAIRS, Maker, Problem, case_of, make_problem
 from support import array
@@ -28,13 +29,31 @@ def test_weights_are_those_of_the_oracle(pair: tuple, simple: bool) -> None:
     np.testing.assert_array_equal(array(weight.values), expected)
 
 
-@pytest.mark.parametrize("x_group", [0, 128])
-def test_products_are_those_of_the_oracle(x_group: int) -> None:
-    case = case_of(("int4", "s8", "none", 0, "none"), 24, 208)
-    problem = make_problem(case, 5, "cpu", x_group=x_group)
-    weights = ops.decode_packed(problem.packed, None, case.desc)
-    x = scaled_rows(array(problem.x), array(problem.x_scale), x_group)
-    expected = gemm(x, array(weights) * array(problem.scale2)[:, None], bias=array(problem.bias))
+@pytest.mark.parametrize("bias", [None, "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    ("operand", "x_kind", "x_scale", "x_group", "scale2"),
+    [
+        ("s8", "int8", "groups", 0, "channel"),
+        ("s8", "int8", "groups", 128, "channel"),
+        ("s8", "int4", "token", 0, "tensor"),
+        ("s4", "int4", "tensor", 0, "none"),
+        ("bf16", "int4", "e8m0", 32, "channel"),
+        ("bf16", "int8", "e8m0", 64, "tensor"),
+        ("bf16", "e5m2", "groups", 64, "channel"),
+        ("bf16", "bf16", "groups", 0, "none"),
+    ],
+)
+def test_products_are_those_of_the_oracle(
+    operand: str, x_kind: str, x_scale: str, x_group: int, scale2: str, bias: str | None
+) -> None:
+    case = case_of(("int4", operand, "none", 0, "none"), 24, 208)
+    tokens = {"x_kind": x_kind, "x_scale": x_scale, "x_group": x_group}
+    problem = make_problem(case, 5, "cpu", **tokens, scale2=scale2, bias=bias)
+    weights = array(ops.decode_packed(problem.packed, None, case.desc))
+    numbers = unpack_int4(problem.x.numpy()) if x_kind == "int4" else array(problem.x)
+    x = scaled_rows(numbers, None if problem.x_scale is None else array(problem.x_scale), x_group)
+    factors = 1 if problem.scale2 is None else array(problem.scale2)[:, None]
+    expected = gemm(x, weights * factors, bias=None if bias is None else array(problem.bias))
     np.testing.assert_allclose(array(problem.exact), expected, rtol=1e-12, atol=1e-12)
 
 
