@@ -1,1 +1,9 @@
-"""Readers of checkpoint files, one module per format."""
+"""Readers of quantised checkpoints, one module per format: `open_checkpoint(path)`.
+
+A checkpoint is read weight by weight from memory-mapped files: what is in memory is the weight at hand.
+"""
+
+from ._checkpoint import Checkpoint, open_checkpoint
+from ._weight import CheckpointWeight
+
+__all__ = ["Checkpoint", "CheckpointWeight", "open_checkpoint"]

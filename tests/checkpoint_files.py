@@ -1,0 +1,29 @@
+"""What the checkpoint tests share: folders to read, and weights as the values that they stand for."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from humming_ext.checkpoints import CheckpointWeight, open_checkpoint
+from safetensors.torch import save_file
+
+
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], quantization: Any, **config: Any) -> Path:
+    """A checkpoint folder of one file."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization, **config}))
+    return folder
+
+
+def read(folder: Path, tensors: Mapping[str, torch.Tensor], quantization: Any, name: str = "layer") -> CheckpointWeight:
+    """One weight of a checkpoint that is written for it; `tensors` by the name of the part."""
+    named = {f"{name}.{part}": tensor for part, tensor in tensors.items()}
+    return open_checkpoint(write(folder, named, quantization)).read(name)
+
+
+def values(weight: CheckpointWeight) -> torch.Tensor:
+    """float32 [n, k] or [experts, n, k]: what the packed weight stands for, columns in the checkpoint's order."""
+    result = weight.pack().dequantize()
+    return result if weight.columns is None else result[..., weight.columns.argsort()]
