@@ -27,6 +27,11 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     return codes[..., :count]
 
 
+def offset_codes(values: Tensor, bits: int) -> Tensor:
+    """uint8 codes of int8 values of `bits`; those out of range stay so, which packing reports."""
+    return values.view(torch.uint8) + (1 << bits - 1)
+
+
 def num_words(count: int, bits: int) -> int:
     """int32 words of a stream of `count` codes."""
     return -(-count * bits // 32)

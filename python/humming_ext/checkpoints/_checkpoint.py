@@ -10,11 +10,13 @@ from torch import Tensor
 from ._fields import Fields, read_json
 from ._tensors import Tensors
 from ._weight import CheckpointWeight
+from .awq import Awq
 from .compressed_tensors import CompressedTensors
+from .gptq import Gptq
 
 
 class Adapter(Protocol):
-    """What reads one format. It is made from the quantization_config of config.json."""
+    """What reads one format. The registry makes it from the quantization_config of config.json."""
 
     def names(self, tensors: Tensors) -> list[str]:
         """The modules whose weights the checkpoint has quantised."""
@@ -25,7 +27,9 @@ class Adapter(Protocol):
 
 #: By the quant_method of quantization_config.
 ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
+    "awq": Awq,
     "compressed-tensors": CompressedTensors,
+    "gptq": Gptq,
 }
 
 

@@ -65,6 +65,13 @@ class Fields:
         """An integer that is in `legal`."""
         return self._one_of(key, self._get(key, int, default, "integer"), legal)
 
+    def group(self, key: str) -> int:
+        """Columns that share a scale; 0, the whole row, for -1."""
+        size = self.integer(key, range(-1, 1 << 31))
+        if size == 0:
+            raise self.error(key, "0 is neither a number of columns nor -1")
+        return max(size, 0)
+
     def choice(self, key: str, legal: Iterable[str], default: str = _REQUIRED) -> str:
         """A string that is in `legal`."""
         return self._one_of(key, self.text(key, default), legal)

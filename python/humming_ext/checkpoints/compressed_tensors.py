@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
-from ._bits import num_words, sort_columns, unpack
+from ._bits import num_words, offset_codes, sort_columns, unpack
 from ._fields import Fields
 from ._tensors import Tensors
 from ._weight import CheckpointWeight
@@ -162,13 +162,8 @@ def _int_quantized(tensors: Tensors, name: str, scheme: _Scheme) -> CheckpointWe
     scale = _scale(tensors, name, scheme, *values.shape)
     zero = None
     if not scheme.symmetric:
-        zero = _offset_codes(tensors.get(f"{name}.weight_zero_point", (torch.int8,), scale.shape), scheme.bits)
-    return CheckpointWeight(name, _integer(scheme, scale), _offset_codes(values, scheme.bits), scale, zero)
-
-
-def _offset_codes(values: Tensor, bits: int) -> Tensor:
-    """uint8 codes of int8 values; those out of range stay so, which packing reports."""
-    return values.view(torch.uint8) + (1 << bits - 1)
+        zero = offset_codes(tensors.get(f"{name}.weight_zero_point", (torch.int8,), scale.shape), scheme.bits)
+    return CheckpointWeight(name, _integer(scheme, scale), offset_codes(values, scheme.bits), scale, zero)
 
 
 def _float_quantized(tensors: Tensors, name: str, scheme: _Scheme) -> CheckpointWeight:

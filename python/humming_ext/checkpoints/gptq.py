@@ -1,0 +1,85 @@
+"""GPTQ: integers of 2 to 8 bits with zero points, packed along K; of version 1 and 2, with or without activation order.
+
+The layout, from AutoGPTQ and GPTQModel; N rows, K columns, G groups of columns:
+
+qweight  int32 [K * bits / 32, N]: codes as a bit stream along K
+scales   [G, N]
+qzeros   int32 [G, N * bits / 32]: zero points as a bit stream along N, less 1 in checkpoint_format "gptq" (version 1)
+g_idx    int32 [K]: the group of each column
+
+Version 1 stores the zero point 0 as -1, which its writers and readers take differently: as 2^bits, or as 0 with or
+without a borrow from the next one. A file with such zero points is refused.
+"""
+
+import torch
+from torch import Tensor
+
+from ..formats import WeightFormat, ZeroKind
+from ..spec import QuantSpec
+from ._bits import num_words, sort_columns, unpack
+from ._fields import Fields
+from ._tensors import Tensors
+from ._weight import CheckpointWeight
+
+
+class Gptq:
+    """The adapter of GPTQ checkpoints."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._bits = fields.integer("bits", range(2, 9))
+        self._group = fields.group("group_size")
+        self._symmetric = fields.flag("sym", False)
+        key = "checkpoint_format" if "checkpoint_format" in fields else "format"
+        self._first_version = fields.choice(key, ["gptq", "gptq_v2"], "gptq") == "gptq"
+
+    def names(self, tensors: Tensors) -> list[str]:
+        """The modules that have a qweight."""
+        return tensors.with_suffix(".qweight")
+
+    def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
+        """The weight of a module. Raises ValueError, naming tensor and field, if it is not as documented."""
+        words = tensors.get(f"{name}.qweight", (torch.int32,), [None, None])
+        n, k = words.shape[1], words.shape[0] * 32 // self._bits
+        if num_words(k, self._bits) != words.shape[0]:
+            raise ValueError(f"{name}.qweight: shape {list(words.shape)} contradicts bits = {self._bits}")
+        groups = -(-k // (self._group or k))
+        scale = tensors.get(f"{name}.scales", (torch.float16, torch.bfloat16, torch.float32), [groups, n]).t()
+        columns = None
+        if f"{name}.g_idx" in tensors:
+            g_idx = tensors.get(f"{name}.g_idx", (torch.int32, torch.int64), [k])
+            columns = sort_columns(f"{name}.g_idx", g_idx, self._group or k)
+        elif self._fields.flag("desc_act", False):
+            raise ValueError(f"{name}.g_idx: no such tensor in the checkpoint, which contradicts desc_act = true")
+        zero = self._zero_points(tensors, f"{name}.qzeros", groups, n)
+        codes = unpack(words.t(), self._bits, k)
+        spec = QuantSpec(
+            WeightFormat[f"{'' if zero is None else 'u'}int{self._bits}"],
+            group=self._group,
+            scale_dtype=scale.dtype,
+            zero=ZeroKind.none if zero is None else ZeroKind.integer,
+        )
+        return CheckpointWeight(
+            name, spec, codes if columns is None else codes[:, columns], scale, zero, columns=columns
+        )
+
+    def _zero_points(self, tensors: Tensors, name: str, groups: int, n: int) -> Tensor | None:
+        """uint8 [N, G], or None if all are the middle of the codes."""
+        words = tensors.get(name, (torch.int32,), [groups, num_words(n, self._bits)])
+        zero, middle = unpack(words, self._bits, n), 1 << self._bits - 1
+        if self._first_version:
+            largest = 2 * middle - 1
+            if bool((zero == largest).any()):
+                raise ValueError(
+                    f"{name}: holds {largest} of checkpoint_format 'gptq', which stands for 0 or for {largest + 1}; "
+                    "convert the checkpoint to 'gptq_v2'"
+                )
+            zero = zero + 1
+        if bool((zero == middle).all()):
+            return None
+        if self._symmetric:
+            raise ValueError(
+                f"{name}: zero points {zero.min()} to {zero.max()} contradict sym = true, which has {middle}; "
+                "check checkpoint_format"
+            )
+        return zero.t()
