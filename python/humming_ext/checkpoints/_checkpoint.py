@@ -12,7 +12,10 @@ from ._tensors import Tensors
 from ._weight import CheckpointWeight
 from .awq import Awq
 from .compressed_tensors import CompressedTensors
+from .fp8 import Fp8
 from .gptq import Gptq
+from .int8 import Int8
+from .mxfp4 import Mxfp4
 
 
 class Adapter(Protocol):
@@ -29,7 +32,11 @@ class Adapter(Protocol):
 ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
     "awq": Awq,
     "compressed-tensors": CompressedTensors,
+    "fbgemm_fp8": Fp8,
+    "fp8": Fp8,
     "gptq": Gptq,
+    "mxfp4": lambda _: Mxfp4(),
+    "w8a8_int8": lambda _: Int8(),
 }
 
 

@@ -1,0 +1,74 @@
+"""FP8: e4m3 weights with a scale per tensor, channel or block; and the MXFP4 experts beside them in DeepSeek-V4.
+
+The layout; N rows, K columns:
+
+NAME.weight            e4m3 [N, K]
+NAME.weight_scale_inv  with weight_block_size [R, C]: [ceil(N / R), ceil(K / C)], which multiplies the codes despite its
+                       name; DeepSeek-V4 calls it NAME.scale
+NAME.weight_scale      without: one element, [N] or [N, 1]
+
+In DeepSeek-V4 the weights of experts are int8 (or uint8) [N, K / 2], two e2m1 codes per byte, low nibble first, with
+NAME.scale e8m0 [N, K / 32].
+"""
+
+import torch
+from torch import Tensor
+
+from ..formats import WeightFormat
+from ..spec import QuantSpec
+from ._fields import Fields
+from ._tensors import Tensors
+from ._weight import CheckpointWeight
+from .mxfp4 import mxfp4_spec
+
+_E8M0 = torch.float8_e8m0fnu
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Fp8:
+    """The adapter of FP8 checkpoints (quant_method "fp8" and "fbgemm_fp8")."""
+
+    def __init__(self, fields: Fields) -> None:
+        fields.choice("fmt", ["e4m3", "float8_e4m3fn"], "e4m3")
+        self._block = None
+        if "weight_block_size" in fields:
+            self._block = fields.items("weight_block_size", int)
+            if len(self._block) != 2 or min(self._block) < 1:
+                raise fields.error("weight_block_size", f"{self._block} is not [rows, columns]")
+
+    def names(self, tensors: Tensors) -> list[str]:
+        """The modules that have a weight and a scale."""
+        scaled = {name for suffix in self._scales for name in tensors.with_suffix(f".{suffix}")}
+        return sorted(name for name in scaled if f"{name}.weight" in tensors)
+
+    def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
+        """The weight of a module. Raises ValueError, naming the tensor, if it is not as documented."""
+        found = [part for part in self._scales if f"{name}.{part}" in tensors]
+        if len(found) != 1:
+            raise ValueError(f"{name}.weight: has the scales {' and '.join(found)}")
+        scale_name = f"{name}.{found[0]}"
+        codes = tensors.get(f"{name}.weight", (torch.float8_e4m3fn, torch.int8, torch.uint8), [None, None])
+        if codes.dtype != torch.float8_e4m3fn:
+            return _mxfp4(tensors, name, scale_name, codes)
+        n, k = codes.shape
+        if self._block:
+            rows, columns = self._block
+            shape = [-(-n // rows), -(-k // columns)]
+            scale = tensors.get(scale_name, (*_FLOATS, _E8M0), shape)
+            spec = QuantSpec(WeightFormat.e4m3, group=columns, block_rows=rows, scale_dtype=scale.dtype)
+        else:
+            scale = tensors.get(scale_name, _FLOATS)
+            if list(scale.shape) not in ([], [1], [n], [n, 1]):
+                raise ValueError(f"{scale_name}: shape {list(scale.shape)} is not [], [1], [{n}] or [{n}, 1]")
+            spec = QuantSpec(WeightFormat.e4m3, block_rows=int(scale.numel() != 1), scale_dtype=scale.dtype)
+        return CheckpointWeight(name, spec, codes, scale)
+
+    @property
+    def _scales(self) -> list[str]:
+        return ["weight_scale_inv", "scale"] if self._block else ["weight_scale"]
+
+
+def _mxfp4(tensors: Tensors, name: str, scale_name: str, codes: Tensor) -> CheckpointWeight:
+    n, k = codes.shape[0], 2 * codes.shape[1]
+    scale = tensors.get(scale_name, (_E8M0, torch.uint8), [n, -(-k // 32)])
+    return CheckpointWeight(name, mxfp4_spec(), codes.view(torch.uint8), scale, k=k, code_bits=4)
