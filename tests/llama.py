@@ -3,7 +3,7 @@
 import humming_ext
 import pytest
 import torch
-from humming_ext.checkpoints.gguf import BLOCK, Q4_1
+from humming_ext.checkpoints.gguf import BLOCK, block_spec
 
 
 def tiny_llama(dtype: torch.dtype, device: str) -> torch.nn.Module:
@@ -33,5 +33,5 @@ def quantise(model: torch.nn.Module) -> None:
                 scale = (high - low) / 15
                 codes = ((blocks - low) / scale).round().to(torch.uint8).flatten(1)
                 scales = (scale[..., 0].half(), low[..., 0].half())
-                packed = humming_ext.PackedWeight.pack(codes, *scales, spec=Q4_1.spec())
+                packed = humming_ext.PackedWeight.pack(codes, *scales, spec=block_spec("Q4_1"))
                 setattr(parent, name, humming_ext.QuantLinear(packed))

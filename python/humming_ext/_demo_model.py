@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.gguf import Q4_1, GgufFile, rope_rows
+from .checkpoints.gguf import GgufFile, block_spec, rope_rows
 from .linear import QuantLinear
 from .packed_weight import PackedWeight
 
@@ -60,7 +60,7 @@ class SmolLM:
         """Puts a packed 4-bit weight into every linear layer of the decoder; the rest stays bf16."""
         for index, layer in enumerate(self.model.model.layers):
             for name in _LINEAR:
-                weight = PackedWeight.pack(*self._q4_1(index, name), spec=Q4_1.spec(), device=device)
+                weight = PackedWeight.pack(*self._q4_1(index, name), spec=block_spec("Q4_1"), device=device)
                 parent, _, child = name.rpartition(".")
                 setattr(layer.get_submodule(parent), child, QuantLinear(weight))
                 self.packed.append(weight)
@@ -72,15 +72,17 @@ class SmolLM:
             # Rows of gate and up, and the matching columns of down, are cut into NUM_EXPERTS pieces.
             w13 = (torch.cat([_rows(g), _rows(u)], 1) for g, u in zip(gate, up, strict=True))
             w2 = (_columns(d) for d in down)
-            packed13 = PackedWeight.pack(*w13, spec=Q4_1.spec(gate_up=True), device=device)
-            packed2 = PackedWeight.pack(*w2, spec=Q4_1.spec(), device=device)
+            packed13 = PackedWeight.pack(*w13, spec=block_spec("Q4_1", gate_up=True), device=device)
+            packed2 = PackedWeight.pack(*w2, spec=block_spec("Q4_1"), device=device)
             layer.mlp = MixtureMlp(packed13, packed2)
             self.experts += [packed13, packed2]
 
-    def _q4_1(self, layer: int, name: str) -> Q4_1:
-        weight = self._file.q4_1(f"blk.{layer}.{_LINEAR[name]}.weight")
+    def _q4_1(self, layer: int, name: str) -> list[Tensor]:
+        """Codes, scales and offsets."""
+        weight = self._file.read(f"blk.{layer}.{_LINEAR[name]}.weight")
+        parts = [part for part in (weight.codes, weight.scale, weight.zero) if part is not None]
         order = self._row_order(name, len(weight.codes))
-        return weight if order is None else Q4_1(*(part[order] for part in weight))
+        return parts if order is None else [part[order] for part in parts]
 
     def _row_order(self, name: str, rows: int) -> Tensor | None:
         if name == "self_attn.q_proj":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._demo_model import NUM_EXPERTS, SmolLM, find_gguf
 from ._explain import explain
-from .checkpoints.gguf import Q4_1
+from .checkpoints.gguf import block_spec
 
 QUESTION = "What is photosynthesis?"
 MIN_TOKENS = 1024
@@ -92,7 +92,7 @@ def choose_device(experts: int = 0) -> tuple[torch.device, str]:
     cpu = f"cpu, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
         return torch.device("cpu"), cpu
-    plan = explain(Q4_1.spec().desc(576, 576, experts), torch.bfloat16, cuda=True).splitlines()[0]
+    plan = explain(block_spec("Q4_1").desc(576, 576, experts), torch.bfloat16, cuda=True).splitlines()[0]
     name = torch.cuda.get_device_name()
     if "no instance" in plan:
         return torch.device("cpu"), f"{cpu} ({name} is there, but: {plan})"

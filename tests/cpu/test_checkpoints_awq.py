@@ -66,6 +66,7 @@ def test_fields_may_have_the_names_of_quant_config(tmp_path: Path) -> None:
         ({"qzeros": None}, {}, r"layer\.qzeros: no such tensor"),
         ({"qzeros": torch.zeros(2, 7, dtype=torch.int32)}, {}, r"layer\.qzeros: shape \[2, 7\] is not \[2, 8\]"),
         ({"qweight": torch.zeros(K, dtype=torch.int32)}, {}, r"layer\.qweight: shape"),
+        ({"qweight": torch.zeros(1 << 50, 0, dtype=torch.int32)}, {}, r"layer\.qweight: shape \[1125899906842624, 0\]"),
         ({"qweight": torch.zeros(K, 8, dtype=torch.int64)}, {}, r"layer\.qweight: torch.int64"),
     ],
 )

@@ -110,6 +110,7 @@ FP8 = torch.zeros(N, K).to(torch.float8_e4m3fn)
             r"weight_block_size: \[128\] is not \[rows, columns\]",
         ),
         ({"weight_scale_inv": torch.ones(2, 3)}, fp8_config([128, 0]), r"weight_block_size: \[128, 0\]"),
+        ({"weight_scale_inv": torch.ones(1, 3)}, fp8_config([10**30, 128]), r"weight_block_size: \[1000"),
         ({"weight_scale_inv": torch.ones(2, 3)}, fp8_config([128, 0.5]), r"weight_block_size: .* is no list of int"),
         ({"weight_scale_inv": torch.ones(2, 3)}, fp8_config(), "has no tensor of such a weight"),
         (

@@ -339,37 +339,6 @@ def test_linear_layers_name_what_does_not_fit(int4_weight: he.PackedWeight) -> N
         he.QuantLinear(experts)
 
 
-# ---- GGUF -----------------------------------------------------------------------------------------------------------
-
-
-def test_gguf_q4_1_equals_the_ggml_definition(tmp_path) -> None:
-    gguf = pytest.importorskip("gguf", reason="the PyPI package gguf is not installed")
-    from humming_ext.checkpoints.gguf import GgufFile
-
-    values = np.random.default_rng(0).standard_normal((48, 96)).astype(np.float32)
-    blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tensor("w", blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
-    writer.add_tensor("f", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-    file = GgufFile(tmp_path / "m.gguf")
-    assert file.types() == {"w": "Q4_1", "f": "F32"}
-    exact = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1)
-    np.testing.assert_array_equal(file.tensor("f").numpy(), values)
-    np.testing.assert_array_equal(file.tensor("w").numpy(), exact)
-    q4 = file.q4_1("w")
-    weight = he.PackedWeight.pack(*q4, spec=q4.spec())
-    np.testing.assert_allclose(weight.dequantize().numpy(), exact, rtol=2e-7, atol=2e-7)
-    with pytest.raises(ValueError, match="f: type F32"):
-        file.q4_1("f")
-    with pytest.raises(KeyError):
-        file.q4_1("missing")
-
-
 # ---- the process around us ------------------------------------------------------------------------------------------
 
 BOTH = """

@@ -5,5 +5,6 @@ A checkpoint is read weight by weight from memory-mapped files: what is in memor
 
 from ._checkpoint import Checkpoint, open_checkpoint
 from ._weight import CheckpointWeight
+from .gguf import GgufFile
 
-__all__ = ["Checkpoint", "CheckpointWeight", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointWeight", "GgufFile", "open_checkpoint"]

@@ -13,6 +13,7 @@ from ._weight import CheckpointWeight
 from .awq import Awq
 from .compressed_tensors import CompressedTensors
 from .fp8 import Fp8
+from .gguf import GgufFile
 from .gptq import Gptq
 from .int8 import Int8
 from .mxfp4 import Mxfp4
@@ -70,12 +71,14 @@ class Checkpoint:
         return self._tensors.get(name)
 
 
-def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
-    """The checkpoint in a folder with config.json and safetensors files.
+def open_checkpoint(path: str | PathLike[str]) -> Checkpoint | GgufFile:
+    """The checkpoint in a folder with config.json and safetensors files, or in a file whose name ends in .gguf.
 
-    Raises ValueError, naming file and field, if it cannot be read or is of an unknown format.
+    Raises ValueError, naming file and field, if it cannot be read or is of an unknown format; ImportError for GGUF
+    without the PyPI package `gguf`.
     """
-    return Checkpoint(Path(path))
+    path = Path(path)
+    return GgufFile(path) if path.suffix == ".gguf" else Checkpoint(path)
 
 
 def _quantization(config: Fields) -> Fields:

@@ -72,6 +72,13 @@ class Fields:
             raise self.error(key, "0 is neither a number of columns nor -1")
         return max(size, 0)
 
+    def block(self, key: str) -> tuple[int, int]:
+        """The rows and columns of a block."""
+        shape = self.items(key, int)
+        if len(shape) != 2 or not all(0 < size < 1 << 31 for size in shape):
+            raise self.error(key, f"{shape} is not [rows, columns]")
+        return shape[0], shape[1]
+
     def choice(self, key: str, legal: Iterable[str], default: str = _REQUIRED) -> str:
         """A string that is in `legal`."""
         return self._one_of(key, self.text(key, default), legal)

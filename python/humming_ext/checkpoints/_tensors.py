@@ -46,7 +46,7 @@ class Tensors:
         """A tensor, which stays in its file until it is used. It must not be written to.
 
         dtypes: what it may be; empty: anything.
-        shape: what it must have; None: anything.
+        shape: what it must have, none of it 0; None: anything.
 
         Raises ValueError, naming the tensor, if it is missing or something else.
         """
@@ -65,7 +65,10 @@ class Tensors:
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    return len(shape) == len(wanted) and all(b in (a, None) for a, b in zip(shape, wanted, strict=True))
+    # Without this check sizes beside a 0 would be limited by nothing.
+    return (
+        0 not in shape and len(shape) == len(wanted) and all(b in (a, None) for a, b in zip(shape, wanted, strict=True))
+    )
 
 
 def _files(folder: Path) -> list[Path]:

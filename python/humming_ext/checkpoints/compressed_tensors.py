@@ -106,10 +106,8 @@ def _granularity(weights: Fields) -> tuple[int, int]:
     if strategy in ("tensor", "channel"):
         return 0, int(strategy == "channel")
     if strategy == "block":
-        shape = weights.items("block_structure", int)
-        if len(shape) != 2 or min(shape) < 1:
-            raise weights.error("block_structure", f"{shape} is not [rows, columns]")
-        return shape[1], shape[0]
+        rows, columns = weights.block("block_structure")
+        return columns, rows
     return weights.integer("group_size", range(1, 1 << 31)), 1
 
 

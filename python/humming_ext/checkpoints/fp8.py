@@ -30,11 +30,7 @@ class Fp8:
 
     def __init__(self, fields: Fields) -> None:
         fields.choice("fmt", ["e4m3", "float8_e4m3fn"], "e4m3")
-        self._block = None
-        if "weight_block_size" in fields:
-            self._block = fields.items("weight_block_size", int)
-            if len(self._block) != 2 or min(self._block) < 1:
-                raise fields.error("weight_block_size", f"{self._block} is not [rows, columns]")
+        self._block = fields.block("weight_block_size") if "weight_block_size" in fields else None
 
     def names(self, tensors: Tensors) -> list[str]:
         """The modules that have a weight and a scale."""

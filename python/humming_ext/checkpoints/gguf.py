@@ -1,74 +1,118 @@
-"""GGUF files: Q4_1 tensors as they are, everything else dequantised.
+"""GGUF files: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 tensors as they are, everything else dequantised.
 
-The format, from the descriptions of GGUF and its block types in the ggml project: a Q4_1 row is cut into blocks of 32
-weights, each of 20 bytes: the scale d and the minimum m as fp16, then 16 bytes of codes q. The low nibbles of the bytes
-are the codes of weights 0 to 15, the high nibbles those of weights 16 to 31. The weight is d * q + m.
+From the descriptions of GGUF and its block types in the ggml project: a row is cut into blocks of 32 weights, each with
+
+d   fp16, the scale
+m   fp16, the minimum (Q4_1, Q5_1)
+qh  4 bytes, bit j of which is bit 4 of code j (Q5_0, Q5_1)
+qs  16 bytes: the low nibbles are the low bits of codes 0 to 15, the high nibbles those of codes 16 to 31; or, in Q8_0,
+    32 bytes: signed codes
+
+A weight is d * q + m; d * (q - 8) in Q4_0; d * (q - 16) in Q5_0; d * q in Q8_0.
 """
 
 from os import PathLike
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..formats import Operand, WeightFormat, ZeroKind
+from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
+from ._bits import offset_codes
+from ._gguf_header import Entry, read_header
+from ._weight import CheckpointWeight
 
-BLOCK = 32  #: weights of a Q4_1 block
-_BLOCK_BYTES = 20
+BLOCK = 32  #: weights of a block
+
+_FORMATS = {
+    "Q4_0": WeightFormat.int4,
+    "Q4_1": WeightFormat.uint4,
+    "Q5_0": WeightFormat.int5,
+    "Q5_1": WeightFormat.uint5,
+    "Q8_0": WeightFormat.int8,
+}
 
 
-class Q4_1(NamedTuple):  # noqa: N801 - the format's name
-    """A Q4_1 weight [n, k] as `PackedWeight.pack(*weight, spec=...)` takes it. Nothing is requantised."""
-
-    codes: Tensor  #: uint8 [n, k], one code per byte
-    scale: Tensor  #: float16 [n, k / 32]
-    offset: Tensor  #: float16 [n, k / 32]
-
-    @staticmethod
-    def spec(operand: Operand = Operand.bf16, *, gate_up: bool = False) -> QuantSpec:
-        """The quantisation of every Q4_1 weight. Float offsets leave bf16 and fp16 as operands."""
-        return QuantSpec(
-            WeightFormat.uint4,
-            group=BLOCK,
-            scale_dtype=torch.float16,
-            zero=ZeroKind.floating,
-            operand=operand,
-            gate_up=gate_up,
-        )
+def block_spec(type_name: str, *, gate_up: bool = False) -> QuantSpec:
+    """The quantisation of every weight of a type, such as "Q4_1". Where it has minima, operands are bf16 and fp16."""
+    code_format = _FORMATS[type_name]
+    zero = ZeroKind.floating if code_format.kind == "uint" else ZeroKind.none
+    return QuantSpec(code_format, group=BLOCK, scale_dtype=torch.float16, zero=zero, gate_up=gate_up)
 
 
 class GgufFile:
-    """The tensors of a GGUF file, read when asked for."""
+    """A GGUF file, memory-mapped: its tensors are read when asked for.
+
+    names: the weights [n, k] and [experts, n, k] that are read as they are.
+
+    Raises ImportError without the PyPI package `gguf`, ValueError, naming the file, if it is no GGUF file.
+    """
+
+    names: list[str]
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        """Opens the file. Raises ImportError without the PyPI package `gguf`, ValueError if it is no GGUF file."""
-        from gguf import GGUFReader
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        try:
+            self._data = np.memmap(path, np.uint8, mode="c")
+            self._entries = read_header(self._data, {kind.value: size for kind, size in GGML_QUANT_SIZES.items()})
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{Path(path)}: no readable GGUF file: {error}") from error
+        self._types = {name: GGMLQuantizationType(entry.type) for name, entry in self._entries.items()}
+        self.names = sorted(
+            name for name, entry in self._entries.items() if self._types[name].name in _FORMATS and len(entry.shape) > 1
+        )
 
     def types(self) -> dict[str, str]:
         """The storage type of every tensor by name, such as "Q4_1" or "F32"."""
-        return {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
+        return {name: kind.name for name, kind in self._types.items()}
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of any type that `gguf` dequantises, as float32 in its logical shape. Raises KeyError."""
+        """A tensor of any type that `gguf` dequantises, as float32 in its logical shape. Raises ValueError."""
         from gguf.quants import dequantize
 
-        tensor = self._tensors[name]
-        return torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        entry = self._entry(name)
+        try:
+            values = dequantize(self._bytes(entry), self._types[name])
+        except NotImplementedError as error:
+            raise ValueError(f"{name}: type {self._types[name].name} is not dequantised: {error}") from error
+        return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(entry.shape)
 
-    def q4_1(self, name: str) -> Q4_1:
-        """A Q4_1 weight [n, k]. Raises KeyError if there is none of that name, ValueError if it has another type."""
-        tensor = self._tensors[name]
-        if tensor.tensor_type.name != "Q4_1":
-            raise ValueError(f"{name}: type {tensor.tensor_type.name} is not Q4_1; read it with tensor()")
-        blocks = np.ascontiguousarray(tensor.data).reshape(tensor.data.shape[0], -1, _BLOCK_BYTES)
-        scale, offset = (np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0] for at in (0, 2))
-        nibbles = blocks[..., 4:]
-        codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(len(blocks), -1)
-        return Q4_1(torch.from_numpy(codes), torch.from_numpy(scale.copy()), torch.from_numpy(offset.copy()))
+    def read(self, name: str) -> CheckpointWeight:
+        """A weight of `names` with its own codes. Raises ValueError if there is none, or if it has another type."""
+        entry, type_name = self._entry(name), self._types[name].name
+        if name not in self.names:
+            raise ValueError(f"{name}: type {type_name} {entry.shape} is not read as it is; tensor() dequantises it")
+        spec = block_spec(type_name)
+        rows = torch.from_numpy(self._bytes(entry)).view(*entry.shape[:-1], entry.shape[-1] // BLOCK, -1)
+        halves = 1 + int(spec.zero != ZeroKind.none)
+        scales = rows[..., : 2 * halves].contiguous().view(torch.float16)
+        offset = scales[..., 1].contiguous() if halves == 2 else None
+        codes = _codes(rows[..., 2 * halves :], spec.format.bits).flatten(-2)
+        return CheckpointWeight(name, spec, codes, scales[..., 0].contiguous(), offset)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise ValueError(f"{name}: no such tensor in the file")
+        return self._entries[name]
+
+    def _bytes(self, entry: Entry) -> np.ndarray:
+        """uint8 [..., bytes of a row], in the file."""
+        return self._data[entry.begin : entry.end].reshape(*entry.shape[:-1], -1)
+
+
+def _codes(stored: Tensor, bits: int) -> Tensor:
+    """uint8 [..., BLOCK] of what lies behind the scales of blocks."""
+    if bits == 8:
+        return offset_codes(stored.view(torch.int8), 8)
+    nibbles = stored[..., -BLOCK // 2 :]
+    codes = torch.cat([nibbles & 15, nibbles >> 4], -1)
+    if bits == 5:
+        flags = stored[..., : BLOCK // 8, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        codes |= flags.flatten(-2) << 4
+    return codes
 
 
 def rope_rows(rows: int, heads: int) -> Tensor:
