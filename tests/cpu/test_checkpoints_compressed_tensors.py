@@ -195,6 +195,7 @@ GROUP = {"num_bits": 4, "strategy": "group", "group_size": 128}
         ({"weight_shape": torch.tensor([N, 1 << 62])}, r"layer\.weight_shape: .* contradicts"),
         ({"weight_shape": torch.tensor([N, -K])}, r"layer\.weight_shape: .* contradicts"),
         ({"weight_shape": torch.tensor([N, K, 1])}, r"layer\.weight_shape: shape"),
+        ({"weight_scale": None}, r"layer\.weight_scale: no such tensor"),
         ({"weight_shape": None}, r"layer\.weight_shape: no such tensor"),
         ({"weight_scale": torch.ones(N, 3)}, r"layer\.weight_scale: shape \[48, 3\] is not \[48, 2\]"),
         ({"weight_scale": torch.ones(N, 2, dtype=torch.int8)}, r"layer\.weight_scale: torch.int8 is not"),

@@ -112,11 +112,15 @@ FP8 = torch.zeros(N, K).to(torch.float8_e4m3fn)
         ({"weight_scale_inv": torch.ones(2, 3)}, fp8_config([128, 0]), r"weight_block_size: \[128, 0\]"),
         ({"weight_scale_inv": torch.ones(1, 3)}, fp8_config([10**30, 128]), r"weight_block_size: \[1000"),
         ({"weight_scale_inv": torch.ones(2, 3)}, fp8_config([128, 0.5]), r"weight_block_size: .* is no list of int"),
-        ({"weight_scale_inv": torch.ones(2, 3)}, fp8_config(), "has no tensor of such a weight"),
+        (
+            {"weight_scale_inv": torch.ones(2, 3)},
+            fp8_config(),
+            r"layer\.weight: needs one scale, weight_scale, and has \[\]",
+        ),
         (
             {"weight_scale_inv": torch.ones(2, 3), "scale": torch.ones(2, 3)},
             fp8_config([128, 128]),
-            r"layer\.weight: has the scales",
+            r"layer\.weight: needs one scale, .* has \['weight_scale_inv', 'scale'\]",
         ),
         ({"weight_scale": torch.ones(2)}, fp8_config(), r"layer\.weight_scale: shape \[2\] is not \[\], \[1\]"),
         ({"weight_scale": torch.ones(1, dtype=torch.int32)}, fp8_config(), r"layer\.weight_scale: torch.int32"),
@@ -151,7 +155,8 @@ def test_int8(tmp_path: Path) -> None:
         ({"weight_scale": torch.ones(4)}, r"layer\.weight_scale: shape \[4\] is not \[4, 1\]"),
         ({"weight_scale": torch.ones(4, 1).double()}, r"layer\.weight_scale: torch.float64"),
         ({"weight": torch.ones(4, 8)}, r"layer\.weight: torch.float32 is not torch.int8"),
-        ({"weight": None}, r"layer\.weight: no such tensor"),
+        ({"weight_scale": None}, r"layer\.weight_scale: no such tensor"),
+        ({"weight": None}, r"quant_method: but .* has no tensor of such a weight"),
     ],
 )
 def test_contradictions_of_int8_are_named(

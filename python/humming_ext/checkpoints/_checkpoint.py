@@ -62,8 +62,6 @@ class Checkpoint:
 
         Raises ValueError, naming tensor and field, if the checkpoint contradicts itself or its format's layout.
         """
-        if name not in self.names:
-            raise ValueError(f"{name}: no quantised weight of the checkpoint; see names")
         return self._adapter.read(self._tensors, name)
 
     def tensor(self, name: str) -> Tensor:

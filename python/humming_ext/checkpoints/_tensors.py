@@ -42,6 +42,14 @@ class Tensors:
         """The names that end in `suffix`, without it, sorted."""
         return sorted(name.removesuffix(suffix) for name in self._file_of if name.endswith(suffix))
 
+    def modules(self, dtypes: Sequence[torch.dtype], scales: Sequence[str]) -> list[str]:
+        """The modules whose weight has one of these dtypes, or one of these scales beside it, sorted."""
+        return [
+            name
+            for name in self.with_suffix(".weight")
+            if any(f"{name}.{scale}" in self for scale in scales) or self.get(f"{name}.weight").dtype in dtypes
+        ]
+
     def get(self, name: str, dtypes: Sequence[torch.dtype] = (), shape: Sequence[int | None] | None = None) -> Tensor:
         """A tensor, which stays in its file until it is used. It must not be written to.
 

@@ -78,9 +78,9 @@ class CompressedTensors:
         self._schemes = [_Scheme.of(groups.section(key), default) for key in groups]
 
     def names(self, tensors: Tensors) -> list[str]:
-        """The modules that have a weight with a scale."""
-        scaled = tensors.with_suffix(".weight_scale")
-        return [name for name in scaled if any(f"{name}.{part}" in tensors for part in ("weight_packed", "weight"))]
+        """The modules that have a packed weight, one of bytes, or one with a scale."""
+        unpacked = tensors.modules((torch.int8, torch.float8_e4m3fn), ["weight_scale"])
+        return sorted({*tensors.with_suffix(".weight_packed"), *unpacked})
 
     def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
         """The weight of a module. Raises ValueError, naming tensor and field, if it is not as documented."""

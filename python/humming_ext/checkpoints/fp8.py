@@ -21,6 +21,7 @@ from ._tensors import Tensors
 from ._weight import CheckpointWeight
 from .mxfp4 import mxfp4_spec
 
+_CODES = (torch.float8_e4m3fn, torch.int8, torch.uint8)
 _E8M0 = torch.float8_e8m0fnu
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -33,17 +34,16 @@ class Fp8:
         self._block = fields.block("weight_block_size") if "weight_block_size" in fields else None
 
     def names(self, tensors: Tensors) -> list[str]:
-        """The modules that have a weight and a scale."""
-        scaled = {name for suffix in self._scales for name in tensors.with_suffix(f".{suffix}")}
-        return sorted(name for name in scaled if f"{name}.weight" in tensors)
+        """The modules that have a weight of bytes, or one with a scale."""
+        return tensors.modules(_CODES, self._scales)
 
     def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
         """The weight of a module. Raises ValueError, naming the tensor, if it is not as documented."""
         found = [part for part in self._scales if f"{name}.{part}" in tensors]
         if len(found) != 1:
-            raise ValueError(f"{name}.weight: has the scales {' and '.join(found)}")
+            raise ValueError(f"{name}.weight: needs one scale, {' or '.join(self._scales)}, and has {found}")
         scale_name = f"{name}.{found[0]}"
-        codes = tensors.get(f"{name}.weight", (torch.float8_e4m3fn, torch.int8, torch.uint8), [None, None])
+        codes = tensors.get(f"{name}.weight", _CODES, [None, None])
         if codes.dtype != torch.float8_e4m3fn:
             return _mxfp4(tensors, name, scale_name, codes)
         n, k = codes.shape

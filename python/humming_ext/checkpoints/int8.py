@@ -21,8 +21,8 @@ class Int8:
     """The adapter of such checkpoints."""
 
     def names(self, tensors: Tensors) -> list[str]:
-        """The modules that have a scale."""
-        return tensors.with_suffix(".weight_scale")
+        """The modules that have a weight of int8, or one with a scale."""
+        return tensors.modules((torch.int8,), ["weight_scale"])
 
     def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
         """The weight of a module. Raises ValueError, naming the tensor, if it is not as documented."""
