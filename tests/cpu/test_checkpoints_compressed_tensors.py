@@ -10,7 +10,9 @@ from checkpoint_files import read, values, write
 from humming_ext import WeightFormat
 from humming_ext.checkpoints import open_checkpoint
 
-pytest.importorskip("compressed_tensors", reason="compressed-tensors needs Python 3.11")
+pytest.importorskip(
+    "compressed_tensors", reason="the PyPI package compressed-tensors, for Python 3.11 and later, is not installed"
+)
 
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32

@@ -6,6 +6,9 @@ import pytest
 import torch
 from checkpoint_files import values, write
 from humming_ext.checkpoints import CheckpointWeight, open_checkpoint
+
+pytest.importorskip("transformers", reason="the PyPI package transformers is not installed")
+
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 E, N, K = 3, 40, 96

@@ -51,11 +51,12 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         fields = _quantization(read_json(folder / "config.json"))
-        self._adapter = ADAPTERS[fields.choice("quant_method", ADAPTERS)](fields)
+        method = fields.choice("quant_method", ADAPTERS)
+        self._adapter = ADAPTERS[method](fields)
         self._tensors = Tensors(folder)
         self.names = self._adapter.names(self._tensors)
         if not self.names:
-            raise fields.error("quant_method", f"but {folder} has no tensor of such a weight")
+            raise fields.error("quant_method", f"{method!r} contradicts {folder}, which has no tensor of such a weight")
 
     def read(self, name: str) -> CheckpointWeight:
         """The quantised weight of a module of `names`.

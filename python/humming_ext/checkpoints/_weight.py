@@ -34,7 +34,7 @@ class CheckpointWeight:
     def pack(
         self, spec: QuantSpec | None = None, *, device: torch.device | str | None = None, max_rounded: int = 0
     ) -> PackedWeight:
-        """The packed weight.
+        """The packed weight, whose columns are in the order of `columns` where that is set.
 
         spec: `self.spec` for another operand.
         device: where to pack and keep the weight.
