@@ -17,7 +17,8 @@ struct MoePairs {
   int64_t limit;  // pairs are below it
 };
 // So few that every block of a kernel counts for itself what experts have.
-constexpr bool is_few(const MoePairs& pairs) { return pairs.count > 0 && pairs.count <= 8192; }
+inline constexpr int64_t kFewPairs = 8192;
+constexpr bool is_few(const MoePairs& pairs) { return pairs.count > 0 && pairs.count <= kFewPairs; }
 
 // Where the rows of every expert are. Bad numbers make fewer rows, never an access outside of x.
 struct MoeRows {

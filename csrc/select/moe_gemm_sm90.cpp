@@ -28,7 +28,7 @@ int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInf
 bool copies_rows(const WeightDesc& desc, DType x, int64_t pairs) {
   constexpr int64_t kManyRows = 64;
   const bool wide = dtype_bits(x) == 16;
-  return pairs >= kManyRows * desc.experts && !is_few({.count = pairs}) && desc.n >= (wide ? 2048 : 512) &&
+  return pairs >= kManyRows * desc.experts && pairs > kFewPairs && desc.n >= (wide ? 2048 : 512) &&
          is_multiple(desc.k * dtype_bits(x), 8 * kRowAlign);
 }
 
