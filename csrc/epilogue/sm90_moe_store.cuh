@@ -4,9 +4,7 @@
 // Sums go through shared memory, a few tokens at a time, so that all that follows is one short loop over the tokens
 // that exist, whatever the tile: code that stands once per accumulator would be most of the kernel.
 //
-//   sums    [share][token][rows + pad] fp32: of a warp's 16 rows, or, where K is split over warps, of 64 rows from all
-//   of
-//           them
+//   sums    [share][token][rows + pad] fp32: of 16 rows of a warp, or of 64 rows of all warps where they share K
 #pragma once
 
 #include "epilogue/moe_epilogue.h"

@@ -21,10 +21,10 @@ int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInf
                    [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
 }
 
-// Whether rows of x are copied by expert before the product. Threads that fetch rows from anywhere bring 20 to 26 bytes
-// per cycle to an SM, the copy engine three times as many: where experts have many rows that costs the product 11 % of
-// its time with 16-bit tokens and 26 % with 8-bit ones (docs/performance.md), whatever n is. A copy at the speed of
-// memory takes as long as a product with n = 230 or 190.
+// Whether rows of x are copied by expert before the product. Threads fetch rows from anywhere more slowly than the copy
+// engine brings neighbours: where experts have many rows that costs the product 11 % of its time with 16-bit tokens and
+// 26 % with 8-bit ones (docs/performance.md), and the more the larger n is, while a copy takes the same time for all n.
+// The bounds of n assume a copy at the speed of memory; it has not been measured.
 bool copies_rows(const WeightDesc& desc, DType x, int64_t pairs) {
   constexpr int64_t kManyRows = 64;
   const bool wide = dtype_bits(x) == 16;
