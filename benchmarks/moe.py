@@ -15,7 +15,7 @@ from .timing import Work, run_all
 
 _MANY_DRAWS, _FEW_DRAWS = 8, 2
 _FEW_FROM_TOKENS = 256
-_ROW_PER_BLOCK = 1  # of moe_align: then its descriptors name the expert of every sorted row
+_BLOCK = 64  # of moe_align's descriptors, which nobody reads
 
 _torch_ops = torch.ops.humming
 
@@ -34,38 +34,27 @@ def draw(tokens: int, experts: int, top_k: int, routing: str, rng: np.random.Gen
 def align_call(topk_ids: torch.Tensor, experts: int, block: int) -> tuple[Call, dict[str, torch.Tensor]]:
     """A call of moe_align, and the tensors that it fills, allocated once."""
     arguments = (topk_ids, experts, block, None)
-    names = ("sorted_pairs", "positions", "blocks", "num_blocks")
-    outputs = dict(zip(names, _ops._moe_align_outputs(*arguments), strict=True))
+    outputs = dict(zip(_ops.ALIGNED, _ops._moe_align_outputs(*arguments), strict=True))
     return lambda: _torch_ops.moe_align.out(*arguments, **outputs), outputs
 
 
 class Routing:
-    """One draw, and what `align` makes of it, in tensors that are allocated once."""
+    """One draw, and a call of moe_align that sorts it, into tensors that are allocated once."""
 
     def __init__(self, ids: np.ndarray, case: MoeCase, device: torch.device) -> None:
         self.ids = ids
         self.topk_ids = torch.from_numpy(ids).to(device)  # int32 [tokens, top_k]
-        self._align, self._aligned = align_call(self.topk_ids, case.experts, _ROW_PER_BLOCK)
-        self._row_experts = torch.empty_like(self._aligned["sorted_pairs"])  # int32 [pairs]
+        self.align, self._aligned = align_call(self.topk_ids, case.experts, _BLOCK)
         self._is_indexed = case.layout == "indexed"
-        self._bounds = torch.arange(case.experts + 1, dtype=torch.int32, device=device)
-        self._offsets = torch.empty_like(self._bounds)
         self.align()
-
-    def align(self) -> None:
-        """Fills the tensors of `arguments`."""
-        self._align()
-        self._row_experts.copy_(self._aligned["blocks"][:, 0])
-        if not self._is_indexed:
-            torch.searchsorted(self._row_experts, self._bounds, out_int32=True, out=self._offsets)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Of moe_gemm: from layout to top_k."""
+        offsets = self._aligned["expert_offsets"]
         if self._is_indexed:
-            rows = (self._aligned["sorted_pairs"], self._row_experts, self._aligned["num_blocks"])
-            return ("indexed", *rows, None, None, None, self.ids.shape[1])
-        return ("contiguous", None, None, None, self._offsets, None, None, 1)
+            return ("indexed", self._aligned["sorted_pairs"], None, None, offsets, None, None, self.ids.shape[1])
+        return ("contiguous", None, None, None, offsets, None, None, 1)
 
     def row_experts(self) -> np.ndarray:
         """The expert of each row of the output, without help from the ops."""
@@ -107,10 +96,9 @@ class MoeProblem(Product):
     """What an engine calls for one matrix, in rotation over routings and copies of the weights. `calls` contain
 
     1. quantize_activation, per token, if the case times the quantisation;
-    2. moe_align with blocks of one row, and a copy of the descriptors' column of experts;
-    3. contiguous layout: a search in that column for the offset of every expert;
-    4. moe_gemm, without activation: with the indexed layout what it permutes itself, with the contiguous layout (down)
-       nothing, because the activation before wrote its rows sorted.
+    2. moe_align;
+    3. moe_gemm, without activation: of tokens by index (gate_up), or of rows that lie together by expert (down), as
+       the product before can leave them.
 
     An engine aligns once for gate_up and down; each contains it here. `gemm_calls` are moe_gemm on its own, aligned
     before, as the peer's kernel is called: ratios and targets are about them. Where the quantisation is timed there are
@@ -123,7 +111,7 @@ class MoeProblem(Product):
         super().__init__(matrix, tokens, case.local_tokens(tokens) if case.layout == "indexed" else pairs)
         self._routings = [Routing(ids, case, matrix.device) for ids in matrix.draws(tokens)]
         desc = matrix.weights[0].desc
-        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, desc, case.layout, case.top_k)
+        size = _ops._moe_gemm_workspace_bytes(self.x, desc, case.layout, case.top_k)
         self._workspace = _ops._workspace(self.out, size)
         self.num_products = len(self._routings)
         self._active = matrix.active_experts(tokens)

@@ -359,7 +359,7 @@ def composed(problem: Problem) -> torch.Tensor:
         y = product(quantised(h, operands[1]), arguments[1], problem.layout, *place, factors, 1, **options)
         return y.flatten(0, -2)
     ids = problem.rows[1]
-    pairs, positions, blocks, num_rows = ops.moe_align(ids, case.experts, 1, problem.expert_map)
+    pairs, positions, blocks, num_rows, _ = ops.moe_align(ids, case.experts, 1, problem.expert_map)
     place = ("indexed", pairs, blocks[:, 0].contiguous()[: len(pairs)], num_rows, None, None, None)
     h = product(x_rows, arguments[0], *place, case.top_k, *activation, out_dtype=inner_dtype)
     y = product(quantised(h, operands[1]), arguments[1], *place, 1, out_dtype=problem.dtype)

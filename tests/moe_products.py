@@ -16,7 +16,7 @@ from humming_ext import _ops
 from products import NATIVE, Maker, amid_nan, case_of, operand_rounded
 from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded
 
-LAYOUTS = ("indexed", "contiguous", "masked")
+LAYOUTS = ("indexed", "sorted", "contiguous", "masked")  # sorted: of the op's "indexed", without blocks
 # Root mean square of random x with its scales.
 X_SIZE = {"bf16": 1.0, "fp16": 1.0, "e4m3": 25.0, "e5m2": 25.0, "int8": 91.0, "int4": 6.0}
 BLOCKS = (1, 8, 16, 32, 64, 128)  # rows that sorted_token_ids are padded to
@@ -316,6 +316,12 @@ def aligned(routing: Routing, block: int) -> dict[str, torch.Tensor]:
     }
 
 
+def offsets_of(counts: torch.Tensor, before: int, routing: Routing) -> torch.Tensor:
+    """expert_offsets, in both types that it may have."""
+    offsets = before + torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    return offsets.to(torch.int64 if routing.top_k % 2 else torch.int32)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Arguments of moe_gemm, and what they stand for: `exact` and `plain` [rows, columns] per row of out, NaN in rows
@@ -341,9 +347,13 @@ class Problem:
         names = ("sorted_token_ids", "expert_ids", "num_tokens_post_padded", "expert_offsets", "expert_counts")
         return (
             *(self.x, self.x_scale, mixture.experts.packed, mixture.scale2, mixture.bias, mixture.case.desc),
-            *(self.layout, *map(self.routing.get, names), self.topk_weights, mixture.routing.top_k),
+            *(self.op_layout, *map(self.routing.get, names), self.topk_weights, mixture.routing.top_k),
             *(epilogue.activation, list(epilogue.args)),
         )
+
+    @property
+    def op_layout(self) -> str:
+        return "indexed" if self.layout == "sorted" else self.layout
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -357,7 +367,7 @@ class Problem:
     def workspace(self) -> torch.Tensor:
         """As much as the functional op takes; full of 0xFF bytes."""
         desc, top_k = self.mixture.case.desc, self.mixture.routing.top_k
-        size = _ops._moe_gemm_workspace_bytes(self.x, self.x_scale, desc, self.layout, top_k)
+        size = _ops._moe_gemm_workspace_bytes(self.x, desc, self.op_layout, top_k)
         return torch.full((size,), 0xFF, dtype=torch.uint8, device=self.x.device)
 
     def overwrite(self, other: Problem) -> None:
@@ -388,12 +398,17 @@ def lay_out(
     row_of = by_expert - by_expert  # of out, where by_expert's pairs go
     if layout == "indexed":
         tensors, shape, row_of, rows = aligned(routing, block), (routing.tokens,), by_expert, len(local)
+    elif layout == "sorted":
+        before = routing.tokens % 3  # elements that no expert takes
+        ids = torch.full((len(local) + 5,), -1)
+        ids[before : before + len(by_expert)] = by_expert
+        tensors = {"sorted_token_ids": ids.int(), "expert_offsets": offsets_of(counts, before, routing)}
+        shape, row_of, rows = (routing.tokens,), by_expert, len(local)
     elif layout == "contiguous":
         before, after = routing.tokens % 3, 3 if routing.tokens else 0  # rows that no expert takes
         rows = before + len(local) + after
         shape, row_of = (rows,), before + torch.arange(len(by_expert))
-        offsets = before + torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-        tensors = {"expert_offsets": offsets.to(torch.int64 if routing.top_k % 2 else torch.int32)}
+        tensors = {"expert_offsets": offsets_of(counts, before, routing)}
     else:
         capacity = capacity if capacity is not None else int(counts.max()) + 2 if routing.tokens else 0
         rows, shape = experts * capacity, (experts, capacity)
@@ -404,7 +419,7 @@ def lay_out(
 
     by_expert, row_of = by_expert.to(device), row_of.to(device)
     token = by_expert // routing.top_k
-    x_row = token if layout == "indexed" else row_of
+    x_row = token if layout in ("indexed", "sorted") else row_of
     num_x_rows = torch.Size(shape).numel()
     x = amid_nan(num_x_rows, mixture.x.shape[1], mixture.x.dtype, device, pitched=pitched, skew=skew)
     x.view(INTEGER[x.element_size()])[x_row] = mixture.x.view(INTEGER[x.element_size()])[token]

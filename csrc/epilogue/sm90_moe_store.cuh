@@ -23,23 +23,29 @@ struct alignas(16) MoeTile {
   float row_scale[kRows], row_bias[kRows];
   int first_row, count;  // packed row, tokens
 
-  // By a warp: asks for all of it. first: row of x, or of x_rows. Two arrivals of every lane at `barrier` say that it
-  // is here.
-  __device__ void fetch(const MoeEpilogueParams& p, const int32_t* x_rows, int expert, int first, int tokens, int row,
-                        int lane, uint32_t barrier) {
+  // By a warp: asks for all of it. first: of the rows, in the order of experts. Two arrivals of every lane at `barrier`
+  // say that it is here.
+  __device__ void fetch(const MoeEpilogueParams& p, int expert, int first, int tokens, int row, int lane,
+                        uint32_t barrier) {
     const auto copy_or = [](auto* to, const auto* from, int64_t at, bool exists, auto otherwise) {
       if (from != nullptr)
         ptx::async_copy_4(ptx::shared_address(to), from + (exists ? at : 0), exists ? 4 : 0);
       else
         *to = otherwise;
     };
+    const auto pair_of = [&](int i) {
+      return p.pairs.sorted != nullptr && i < tokens ? __ldcg(p.pairs.sorted + first + i) : 0;
+    };
+    int pair = pair_of(lane);
 #pragma unroll 1
     for (int i = lane; i < kTokens; i += kWarpSize) {
-      const int64_t at = first + i;
-      copy_or(x_row + i, x_rows, at, i < tokens, first + i);
-      copy_or(out_row + i, p.out_rows, at, i < tokens, first + i);
-      copy_or(token_scale + i, p.dense.x_scale, at * p.dense.x_scale_stride, i < tokens, 1.0f);
-      copy_or(weight + i, p.row_weights, at, i < tokens, 1.0f);
+      const MoePairs::Row mine = p.pairs.row(first + i, pair);
+      const bool exists = i < tokens;
+      pair = pair_of(i + kWarpSize);  // it is waited for in the next turn
+      x_row[i] = mine.x;
+      out_row[i] = mine.out;
+      copy_or(token_scale + i, p.dense.x_scale, mine.x * p.dense.x_scale_stride, exists, 1.0f);
+      copy_or(weight + i, p.row_weights, mine.pair, exists, 1.0f);
     }
     const EpilogueParams mine = p.of_expert(expert);
 #pragma unroll 1

@@ -1,4 +1,5 @@
-// What the small kernels share: values of tensors by storage type, warp and block sums, launch extents.
+// What the small kernels share: values of tensors by storage type, launch extents, and launches that follow one another
+// closely.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,6 +7,7 @@
 #include <cstdint>
 
 #include "core/float_codec.h"
+#include "kernel/cuda_check.h"
 #include "mainloop/ptx.h"
 
 namespace humming {
@@ -73,6 +75,32 @@ __device__ void store_element(void* data, int64_t index, float value) {
 // Element `index` of a tensor of int32 or int64.
 __device__ inline int64_t load_integer(const void* data, DType type, int64_t index) {
   return type == DType::int64 ? static_cast<const int64_t*>(data)[index] : static_cast<const int32_t*>(data)[index];
+}
+
+// Programmatic dependent launch, on the GPUs that have it: the kernel may begin before the grid ahead of it has ended.
+template <class Config, class... Params>
+void launch_dependent(void (*kernel)(Params...), dim3 blocks, unsigned threads, size_t shared_bytes,
+                      cudaStream_t stream, const Params&... params) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = Config::kArch >= 90 ? 1 : 0;
+  HUMMING_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, params...));
+}
+
+// The first thing that such a kernel does: waits for the grid ahead, and lets the next one begin.
+template <class Config>
+__device__ void begin_dependent() {
+  if constexpr (Config::kArch >= 90) {
+    ptx::wait_for_dependencies();
+    ptx::launch_dependents();
+  }
 }
 
 }  // namespace humming

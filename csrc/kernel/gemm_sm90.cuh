@@ -127,7 +127,8 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
       if (m.dependent_launch) ptx::wait_for_dependencies();
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += num_clusters) {
-        Producer::produce_scales(m, ring, work_of_tile(tile), lane);
+        const auto work = work_of_tile(tile);
+        Producer::produce_scales(m, ring, work, [&](int token) { return work.token + token; }, lane);
       }
     }
     __syncwarp();

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
 
+  begin_dependent<Config>();
   for (int i = threadIdx.x; i < num_experts; i += kThreads) counts[i] = 0;
   __syncthreads();
 
@@ -101,7 +102,6 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
     if (found == expert) {
       const int at = row + __popc(same & ((1u << lane) - 1));
       p.sorted_pairs[at] = static_cast<int32_t>(pair);
-      if (p.row_experts != nullptr) p.row_experts[at] = expert;
       p.positions[pair] = at;
     } else if (expert == 0 && found < 0 && pair < end) {
       p.positions[pair] = -1;
@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
     row += __popc(same);
   }
 
+  if (threadIdx.x == 0) p.offsets[expert] = first_row;
   int4* blocks = reinterpret_cast<int4*>(p.blocks);
   for (int i = threadIdx.x; i < num_blocks && blocks != nullptr; i += kThreads) {
     const int done = i * block;
@@ -120,7 +121,10 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
     for (int64_t i = first_block + num_blocks + threadIdx.x; i < p.max_blocks; i += kThreads) {
       blocks[i] = make_int4(-1, 0, 0, 0);
     }
-    if (threadIdx.x == 0) *p.num_blocks = first_block + num_blocks;
+    if (threadIdx.x == 0) {
+      p.offsets[num_experts] = first_row + rows;
+      if (p.num_blocks != nullptr) *p.num_blocks = first_block + num_blocks;
+    }
   }
 }
 
@@ -129,8 +133,8 @@ void launch_moe_align(const MoeAlignParams& p, cudaStream_t stream) {
   HUMMING_CHECK(p.num_experts <= moe_align::kMaxExperts, "humming::moe_align: num_experts = ", p.num_experts,
                 " is more than the ", moe_align::kMaxExperts, " a GPU call takes; move topk_ids to the CPU");
   HUMMING_CHECK(is_aligned(p.blocks, sizeof(int4)), "humming::moe_align: blocks must be 16-byte aligned");
-  moe_align_kernel<Config>
-      <<<static_cast<unsigned>(p.num_experts), moe_align::kThreads, p.num_experts * sizeof(int), stream>>>(p);
+  launch_dependent<Config>(moe_align_kernel<Config>, static_cast<unsigned>(p.num_experts), moe_align::kThreads,
+                           p.num_experts * sizeof(int), stream, p);
 }
 
 }  // namespace humming

@@ -8,29 +8,14 @@
 
 namespace humming {
 
-// The layout indexed.
-struct MoePairs {
-  const int32_t* ids;         // [count], sorted_token_ids
-  const int32_t* experts;     // [count / block], expert_ids
-  const int32_t* num_padded;  // [1]
-  int64_t count, block;
-  int64_t limit;  // pairs are below it
-};
-// So few that every block of a kernel counts for itself what experts have.
-inline constexpr int64_t kFewPairs = 8192;
-constexpr bool is_few(const MoePairs& pairs) { return pairs.count > 0 && pairs.count <= kFewPairs; }
-
 // Where the rows of every expert are. Bad numbers make fewer rows, never an access outside of x.
 struct MoeRows {
-  MoeLayout layout;
   int experts;
-  int rows;               // together: of x, of the layout indexed pairs
-  const void* offsets;    // contiguous: [experts + 1]
+  int rows;               // together, at most
+  const void* offsets;    // [experts + 1], where every expert's rows begin; nullptr: masked
   DType offset_dtype;     // int32, int64
-  const int32_t* counts;  // masked: expert e's rows begin at e * capacity; indexed: after those of the experts before
+  const int32_t* counts;  // masked: expert e has so many, from e * capacity on
   int64_t capacity;
-  MoePairs pairs;         // indexed; where they are few there are no counts
-  const int32_t* x_rows;  // indexed: row of x of every pair, sorted
 };
 
 struct MoeGemmSm90Params {
@@ -59,7 +44,7 @@ constexpr int moe_sums_bytes(const Sm90Tile& tile) {
   const int slice = tile.tokens < kMoeSliceTokens ? tile.tokens : kMoeSliceTokens;
   return 4 * tile.consumer_groups() * slice * (16 + Sm90Tile::kReductionPad) * 4;
 }
-constexpr int moe_list_bytes(int experts) { return 4 * (3 * experts + 1 + 2 * ((experts + 31) / 32)); }
+constexpr int moe_list_bytes(int experts) { return 4 * (3 * experts + 1 + (experts + 31) / 32); }
 constexpr int moe_ring_bytes(const Sm90Tile& tile, int stages, int record_bytes) {
   return stages * tile.stage_bytes(record_bytes, tile.tokens);
 }
@@ -68,25 +53,35 @@ constexpr int moe_shared_bytes(const Sm90Tile& tile, int stages, int record_byte
          moe_tables(tile) * moe_table_bytes(tile) + moe_list_bytes(experts);
 }
 
-// The pairs of the layout indexed, to be sorted by expert with what they have.
+// The blocks of the layout indexed, whose pairs are to be sorted by expert. A pair that is not in [0, limit) is none.
 struct MoeSortParams {
-  MoePairs pairs;
-  int experts, top_k;
-  const float* weights;  // of every pair; nullptr: none
-  const float* scales;   // [tokens][scale_groups]
-  int64_t scale_groups;  // 0: none, or one for all
-  // Written: [pairs.limit] rows of x and of out, weights and scales.
-  int32_t* x_rows;
-  int32_t* out_rows;
-  float* row_weights;
-  float* row_scales;
-  int32_t* counts;  // of every expert, if the pairs are not few, with as many of scratch
-  // Rows of x side by side by expert, if to_x; of pairs that are not few.
+  const int32_t* ids;         // [count], sorted_token_ids
+  const int32_t* experts;     // [count / block], expert_ids
+  const int32_t* num_padded;  // [1]
+  int64_t count, block;
+  int64_t limit;
+  int num_experts;
+  // Written:
+  int32_t* sorted;   // [limit]
+  int32_t* offsets;  // [num_experts + 1]
+  int32_t* counts;   // [2 * num_experts], scratch; as the next field only if the ids are not few
+};
+// So few that every block of the sorting kernel counts for itself what experts have.
+inline constexpr int64_t kFewPairs = 8192;
+
+// Rows of x side by side in the order of sorted pairs.
+struct MoeCopyParams {
   const void* x;  // rows begin at multiples of 16 bytes
   int64_t x_row_bytes;
-  void* to_x;
-  int64_t to_row_bytes;   // a multiple of 16, no more than x_row_bytes
-  int32_t* rows_of_pair;  // [pairs.limit], scratch
+  int64_t tokens;
+  int top_k;
+  void* to;
+  int64_t to_row_bytes;      // a multiple of 16, no more than x_row_bytes
+  const int32_t* positions;  // [tokens * top_k], where in the order every pair is, -1: nowhere
+  int32_t* find_positions;   // the same, to be found first, or nullptr
+  const int32_t* sorted;     // [tokens * top_k], the pairs, of which
+  const void* num_sorted;    // a device scalar says how many there are
+  DType num_sorted_dtype;    // int32, int64
 };
 
 }  // namespace humming

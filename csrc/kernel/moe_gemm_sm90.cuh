@@ -14,7 +14,7 @@
 
 #include "epilogue/sm90_moe_store.cuh"
 #include "kernel/device.cuh"
-#include "kernel/moe_pairs.cuh"
+#include "kernel/moe_gemm_params.h"
 #include "kernel/sm90_kernel.cuh"
 
 namespace humming {
@@ -42,15 +42,13 @@ struct Blocks {
   int* first_row;
   int* rows;
   int* chunk_blocks;  // [chunks()], while the list is made
-  int* chunk_rows;
 
   __device__ Blocks(int experts, uint8_t* shared)
       : experts(experts),
         first_block(reinterpret_cast<int*>(shared)),
         first_row(first_block + experts + 1),
         rows(first_row + experts),
-        chunk_blocks(rows + experts),
-        chunk_rows(chunk_blocks + chunks()) {}
+        chunk_blocks(rows + experts) {}
 
   __device__ int chunks() const { return (experts + kWarpSize - 1) / kWarpSize; }
 
@@ -75,44 +73,27 @@ struct Blocks {
   }
 };
 
-// What experts have of few pairs. By all threads of the CTA.
-template <int kThreads>
-__device__ void count_pairs(const MoePairs& pairs, int experts, int* counts, int thread) {
-  for (int expert = thread; expert < experts; expert += kThreads) counts[expert] = 0;
-  __syncthreads();
-  for (int64_t i = thread; i < pairs.count; i += kThreads) {
-    const int expert = pair_of(pairs, experts, i).expert;
-    if (expert >= 0) atomicAdd(counts + expert, 1);
-  }
-  __syncthreads();
-}
-
-// Of one expert: its first row, or -1 where that follows from the experts before, and how many rows. counted: what
-// count_pairs found.
-__device__ inline void expert_rows(const MoeRows& p, const int* counted, int expert, int* first, int* count) {
-  if (p.layout == MoeLayout::contiguous) {
+// Of one expert: its first row, and how many.
+__device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int* count) {
+  if (p.offsets != nullptr) {
     const int64_t begin = load_integer(p.offsets, p.offset_dtype, expert);
     const int64_t end = load_integer(p.offsets, p.offset_dtype, expert + 1);
     *first = static_cast<int>(min(max(begin, int64_t{0}), int64_t{p.rows}));
     *count = static_cast<int>(min(max(end, int64_t{*first}), int64_t{p.rows})) - *first;
-  } else if (p.layout == MoeLayout::masked) {
+  } else {
     *first = static_cast<int>(expert * p.capacity);
     *count = static_cast<int>(min(max(int64_t{p.counts[expert]}, int64_t{0}), p.capacity));
-  } else {
-    *first = -1;
-    *count = is_few(p.pairs) ? counted[expert] : p.counts[expert];
   }
 }
 
 // What the lanes up to each one of a warp have together.
-__device__ inline void add_lanes_before(int lane, int& a, int& b) {
+__device__ inline int add_lanes_before(int lane, int value) {
 #pragma unroll
   for (int step = 1; step < kWarpSize; step *= 2) {
-    const int more_a = __shfl_up_sync(kFullWarp, a, step), more_b = __shfl_up_sync(kFullWarp, b, step);
-    if (lane < step) continue;
-    a += more_a;
-    b += more_b;
+    const int more = __shfl_up_sync(kFullWarp, value, step);
+    if (lane >= step) value += more;
   }
+  return value;
 }
 
 // By all threads of the CTA. Warps add up over chunks of 32 experts, then one warp over the chunks.
@@ -120,49 +101,33 @@ template <int kTokens, int kThreads>
 __device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread) {
   const int lane = thread % kWarpSize;
   const int chunks = blocks.chunks();
-  if (is_few(p.pairs)) count_pairs<kThreads>(p.pairs, p.experts, blocks.rows, thread);
   for (int chunk = thread / kWarpSize; chunk < chunks; chunk += kThreads / kWarpSize) {
     const int expert = chunk * kWarpSize + lane;
     int first = 0, count = 0;
-    if (expert < p.experts) expert_rows(p, blocks.rows, expert, &first, &count);
-    int block_end = (count + kTokens - 1) / kTokens, row_end = count;
-    add_lanes_before(lane, block_end, row_end);
+    if (expert < p.experts) expert_rows(p, expert, &first, &count);
+    const int block_end = add_lanes_before(lane, (count + kTokens - 1) / kTokens);
     if (expert < p.experts) {
       blocks.first_block[expert + 1] = block_end;
-      blocks.first_row[expert] = first < 0 ? row_end - count : first;
+      blocks.first_row[expert] = first;
       blocks.rows[expert] = count;
     }
-    if (lane == kWarpSize - 1) {
-      blocks.chunk_blocks[chunk] = block_end;
-      blocks.chunk_rows[chunk] = row_end;
-    }
+    if (lane == kWarpSize - 1) blocks.chunk_blocks[chunk] = block_end;
   }
   __syncthreads();
   if (thread < kWarpSize) {
-    int block = 0, row = 0;  // of the chunks before
+    int block = 0;  // of the chunks before
     for (int base = 0; base < chunks; base += kWarpSize) {
       const int chunk = base + lane;
-      const int mine[2] = {chunk < chunks ? blocks.chunk_blocks[chunk] : 0,
-                           chunk < chunks ? blocks.chunk_rows[chunk] : 0};
-      int block_end = mine[0], row_end = mine[1];
-      add_lanes_before(lane, block_end, row_end);
-      if (chunk < chunks) {
-        blocks.chunk_blocks[chunk] = block + block_end - mine[0];
-        blocks.chunk_rows[chunk] = row + row_end - mine[1];
-      }
+      const int mine = chunk < chunks ? blocks.chunk_blocks[chunk] : 0;
+      const int block_end = add_lanes_before(lane, mine);
+      if (chunk < chunks) blocks.chunk_blocks[chunk] = block + block_end - mine;
       block += __shfl_sync(kFullWarp, block_end, kWarpSize - 1);
-      row += __shfl_sync(kFullWarp, row_end, kWarpSize - 1);
     }
     if (thread == 0) blocks.first_block[0] = 0;
   }
   __syncthreads();
   for (int expert = thread; expert < p.experts; expert += kThreads) {
     blocks.first_block[expert + 1] += blocks.chunk_blocks[expert / kWarpSize];
-    if (p.layout == MoeLayout::indexed) {
-      const int first = blocks.first_row[expert] + blocks.chunk_rows[expert / kWarpSize];
-      blocks.first_row[expert] = first;
-      blocks.rows[expert] = max(0, min(blocks.rows[expert], p.rows - first));  // less: a pair was listed twice
-    }
   }
   __syncthreads();
 }
@@ -194,18 +159,14 @@ template <class Table, int kTables>
 struct Tables {
   Table* tables;
   uint32_t barriers;
-  int index = 0;
-  uint32_t phase = 0;
+  unsigned turn = 0;  // of the tile among the CTA's: one number, because consumers have few registers left
 
-  __device__ Table& table() const { return tables[index]; }
-  __device__ uint32_t full() const { return barriers + 16 * index; }
-  __device__ uint32_t empty() const { return barriers + 16 * index + 8; }
-  __device__ void next() {
-    if (++index == kTables) {
-      index = 0;
-      phase ^= 1;
-    }
-  }
+  __device__ unsigned index() const { return turn % kTables; }
+  __device__ uint32_t phase() const { return turn / kTables % 2; }
+  __device__ Table& table() const { return tables[index()]; }
+  __device__ uint32_t full() const { return barriers + 16 * index(); }
+  __device__ uint32_t empty() const { return barriers + 16 * index() + 8; }
+  __device__ void next() { ++turn; }
   __device__ void init(int consumer_warps) const {
     for (int i = 0; i < kTables; ++i) {
       ptx::mbarrier_init(barriers + 16 * i, 2 * kWarpSize);
@@ -217,13 +178,13 @@ struct Tables {
 // By every consumer warp: the sums of a tile to the output.
 template <class Gemm, class Tables>
 __device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tables& tables, float* sums,
-                                           typename Gemm::Consumers::Consumer& consumer, int thread) {
+                                           typename Gemm::Consumers::Consumer& consumer) {
   using Consumers = typename Gemm::Consumers;
   constexpr Sm90Tile kTile = Gemm::tile();
   constexpr float kUnit = power_of_two(Consumers::kExponent);
   constexpr int kConsumers = kTile.consumer_groups();
   constexpr int kThreads = 128 * kConsumers;
-  ptx::forget(thread);  // else what follows from the thread stays in registers of the main loop
+  const int thread = ptx::thread_index();  // asked again, so that the main loop does not keep it
   const int lane = thread % kWarpSize, warp = thread / kWarpSize, group = warp / 4;
   if constexpr (kTile.reduces()) {
     constexpr int kPitch = kTile.rows() + Sm90Tile::kReductionPad;
@@ -235,12 +196,12 @@ __device__ __forceinline__ void store_tile(const MoeGemmSm90Params& p, const Tab
                                   Consumers::row_of(consumer, group, patch), lane);
     }
     ptx::named_barrier_sync<kConsumerBarrier, kThreads>();
-    ptx::mbarrier_wait(tables.full(), tables.phase);
+    ptx::mbarrier_wait(tables.full(), tables.phase());
     store_moe_partials<kTile.shares(), kTile.rows(), kTile.tokens>(p.epilogue, tables.table(), sums, kUnit, thread,
                                                                    kThreads);
   } else {
     constexpr int kOfWarp = moe_sums_bytes(kTile) / (16 * kConsumers);  // floats
-    ptx::mbarrier_wait(tables.full(), tables.phase);
+    ptx::mbarrier_wait(tables.full(), tables.phase());
     store_moe_sums<Gemm::kPatches, kTile.tokens, !Gemm::k16>(
         p.epilogue, tables.table(), [&](int patch) { return Consumers::sums(consumer, patch); },
         [&](int patch) { return Consumers::row_of(consumer, group, patch); }, kUnit, sums + warp * kOfWarp, lane);
@@ -281,9 +242,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     if (ptx::elect_one()) tables.init(4 * kConsumers);
     sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (m.gathers_tokens ? kGatherers * kWarpSize : 1));
   }
-  // Few pairs were there before the grid ahead began, which sorts them: weights need not wait for it.
-  const bool lists_early = is_few(p.rows.pairs);
-  if (m.dependent_launch && !lists_early) ptx::wait_for_dependencies();
+  if (m.dependent_launch) ptx::wait_for_dependencies();
   list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
@@ -299,7 +258,6 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     // One warp brings weights, the next tables and tokens, with others where these lie anywhere, and one the tokens'
     // scales where they have groups.
     const int role = warp - 4 * kConsumers;
-    if (m.dependent_launch && lists_early && role > 0) ptx::wait_for_dependencies();
     if (role == 0) {
       // The same lane is elected every time: it has the ring.
 #pragma unroll 1
@@ -312,17 +270,19 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     } else if (role == 1 || (role <= kGatherers && m.gathers_tokens)) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
-        const Tile next(p, blocks, tile, row_tiles, lane);
+        int here = lane;
+        ptx::forget(here);  // else what follows from it is kept between tiles
+        const Tile next(p, blocks, tile, row_tiles, here);
         if (role == 1) {
-          ptx::mbarrier_wait(tables.empty(), tables.phase ^ 1);
-          tables.table().fetch(p.epilogue, p.rows.x_rows, next.expert, next.work.token, next.work.tokens,
-                               next.work.row_tile * kTile.rows(), lane, tables.full());
+          ptx::mbarrier_wait(tables.empty(), tables.phase() ^ 1);
+          tables.table().fetch(p.epilogue, next.expert, next.work.token, next.work.tokens,
+                               next.work.row_tile * kTile.rows(), here, tables.full());
         }
         if (m.gathers_tokens) {
-          ptx::mbarrier_wait(tables.full(), tables.phase);
-          const typename Producer::template Gather<kGatherers> gather{
-              tables.table().x_row, static_cast<uint32_t>(p.x_row_bytes), role - 1, lane, next.work.tokens};
-          gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x));
+          ptx::mbarrier_wait(tables.full(), tables.phase());
+          const typename Producer::template Gather<kGatherers> gather(tables.table().x_row, p.x_row_bytes, role - 1,
+                                                                      here, next.work.tokens);
+          gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x), here);
         } else if (ptx::elect_one()) {
           Producer::template produce<false, true>(m, &map, ring, next.work, 0);
         }
@@ -330,8 +290,11 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
       }
     } else if (Config::kTokenGroups && role == kGatherers + 1) {
 #pragma unroll 1
-      for (int tile = first_tile; tile < num_tiles; tile += step) {
-        Producer::produce_scales(m, ring, Tile(p, blocks, tile, row_tiles, lane).work, lane);
+      for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
+        const Tile next(p, blocks, tile, row_tiles, lane);
+        ptx::mbarrier_wait(tables.full(), tables.phase());
+        const int32_t* rows = tables.table().x_row;
+        Producer::produce_scales(m, ring, next.work, [&](int token) { return rows[token]; }, lane);
       }
     }
     __syncwarp();
@@ -344,17 +307,18 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     consumer.lane = lane;
     typename Gemm::Work work{};  // what a product wants to know of a tile
     work.k_end = m.num_k_tiles;
-    // Consumers know a tile by its table: a register for how many there are, the main loop wants the others.
+    // Consumers know a tile by its table: the main loop wants all other registers.
+    const unsigned tiles = (num_tiles - first_tile + step - 1) / step;
 #pragma unroll 1
-    for (int left = (num_tiles - first_tile + step - 1) / step; left > 0; --left, tables.next()) {
+    for (; tables.turn < tiles; tables.next()) {
       if constexpr (kTile.mma_patches == 0 && kTile.width_step() < kTile.tokens) {
-        ptx::mbarrier_wait(tables.full(), tables.phase);
+        ptx::mbarrier_wait(tables.full(), tables.phase());
         work.tokens = __shfl_sync(kFullWarp, tables.table().count, 0);
         Consumers::consume_width(m, ring, work, group, consumer);
       } else {
         Consumers::consume(m, ring, work, group, consumer);
       }
-      store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer, thread);
+      store_tile<Gemm>(p, tables, reinterpret_cast<float*>(sums), consumer);
     }
   }
 }

@@ -2,7 +2,8 @@
 //
 //   grid    x: tokens, y: stretches of kThreads vectors along `hidden`; both strided, so that any extent fits
 //   thread  one 16-byte vector of out (one element where a row is not 16-byte aligned)
-//   y       (tokens, top_k, hidden);  weights, ids (tokens, top_k);  add, out (tokens, hidden)
+//   y       (tokens, top_k, hidden), or (rows, hidden), where ids say which;  weights, ids (tokens, top_k);
+//           add, out (tokens, hidden)
 //
 // Slots are added in order, in fp32. A slot with id < 0, and every row from num_valid_tokens on, is not read: it may
 // hold anything.
@@ -44,6 +45,7 @@ template <class Config, DType kType, int kSize>
 __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
     moe_reduce_kernel(const __grid_constant__ MoeReduceParams p) {
   using namespace moe_reduce;
+  begin_dependent<Config>();
   const int64_t valid = p.num_valid_tokens != nullptr ? *p.num_valid_tokens : p.tokens;
   const int64_t first = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kSize;
   const int64_t step = int64_t{gridDim.y} * kThreads * kSize;
@@ -54,10 +56,12 @@ __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
       if (token < valid) {
         for (int64_t slot = 0; slot < p.top_k; ++slot) {
           const int64_t pair = token * p.top_k + slot;
-          if (p.ids != nullptr && load_integer(p.ids, p.id_dtype, pair) < 0) continue;
+          const int64_t id = p.ids != nullptr ? load_integer(p.ids, p.id_dtype, pair) : 0;
+          if (id < 0) continue;
           const float weight = p.weights != nullptr ? p.weights[pair] : 1.0f;
+          const int64_t row = p.y_by_id ? id * p.y_slot_stride : token * p.y_token_stride + slot * p.y_slot_stride;
           float values[kSize];
-          load<kType>(p.y, token * p.y_token_stride + slot * p.y_slot_stride + column, values);
+          load<kType>(p.y, row + column, values);
 #pragma unroll
           for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weight, values[i]);
         }
@@ -79,7 +83,7 @@ template <class Config, DType kType, int kSize>
 void launch(const MoeReduceParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(at_most(p.tokens, kMaxGridX)),
                   static_cast<unsigned>(at_most(ceil_div(p.hidden, kThreads * kSize), kMaxGridY)));
-  moe_reduce_kernel<Config, kType, kSize><<<grid, kThreads, 0, stream>>>(p);
+  launch_dependent<Config>(moe_reduce_kernel<Config, kType, kSize>, grid, kThreads, 0, stream, p);
 }
 
 template <class Config, DType kType>

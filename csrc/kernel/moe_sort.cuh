@@ -1,16 +1,13 @@
-// Sorts the pairs of the layout indexed by expert, with what they have, for the product. The order within an expert may
-// differ between runs; no result depends on it.
+// Sorts the pairs of blocks, the layout indexed as engines pad it, by expert. The order within an expert may differ
+// between runs; no result depends on it.
 //
 //   few      in one launch: every block counts what experts have, and what they have before the elements of its own
 //   count    a thread per element of sorted_token_ids: how many valid pairs every expert has
 //   place    a thread per element: takes the next place of its expert
-//   copy     a warp per token, if rows of x are wanted side by side
 #pragma once
 
-#include "kernel/cuda_check.h"
 #include "kernel/device.cuh"
-#include "kernel/moe_pairs.cuh"
-#include "mainloop/ptx.h"
+#include "kernel/moe_gemm_params.h"
 
 namespace humming {
 
@@ -20,8 +17,19 @@ inline constexpr int kThreads = 256;
 inline constexpr int kChunk = 128;  // elements of a block, where these are few
 static_assert(kChunk <= kThreads);
 
-// counts of every expert -> its first row, in place. By one warp.
-__device__ inline void first_rows(int* counts, int experts, int lane) {
+struct Pair {
+  int pair, expert;  // expert -1: none
+};
+
+__device__ inline Pair pair_of(const MoeSortParams& p, int64_t index) {
+  if (index >= p.count || index >= *p.num_padded) return {0, -1};
+  const int pair = p.ids[index], expert = p.experts[index / p.block];
+  const bool valid = pair >= 0 && pair < p.limit && expert >= 0 && expert < p.num_experts;
+  return {pair, valid ? expert : -1};
+}
+
+// counts of every expert -> its first row, in place. By one warp; returns how many there are.
+__device__ inline int first_rows(int* counts, int experts, int lane) {
   int before = 0;
   for (int base = 0; base < experts; base += kWarpSize) {
     const int count = base + lane < experts ? counts[base + lane] : 0;
@@ -34,41 +42,43 @@ __device__ inline void first_rows(int* counts, int experts, int lane) {
     if (base + lane < experts) counts[base + lane] = before + end - count;
     before += __shfl_sync(kFullWarp, end, kWarpSize - 1);
   }
+  return before;
+}
+
+// By all threads of a block: counts -> first rows, which block 0 writes to the offsets.
+__device__ inline void offsets(const MoeSortParams& p, int* counts) {
+  __syncthreads();
+  if (threadIdx.x < kWarpSize) {
+    const int all = first_rows(counts, p.num_experts, threadIdx.x);
+    if (blockIdx.x == 0 && threadIdx.x == 0) p.offsets[p.num_experts] = all;
+  }
+  __syncthreads();
+  if (blockIdx.x > 0) return;
+  for (int expert = threadIdx.x; expert < p.num_experts; expert += kThreads) p.offsets[expert] = counts[expert];
 }
 
 __device__ inline void place(const MoeSortParams& p, int pair, int row) {
-  if (row >= p.pairs.limit) return;  // a pair was listed twice
-  const int token = pair / p.top_k;
-  p.x_rows[row] = token;
-  p.out_rows[row] = pair;
-  if (p.to_x != nullptr) p.rows_of_pair[pair] = row;
-  if (p.weights != nullptr) p.row_weights[row] = p.weights[pair];
-  for (int64_t g = 0; g < p.scale_groups; ++g) {
-    p.row_scales[row * p.scale_groups + g] = p.scales[token * p.scale_groups + g];
-  }
+  if (row < p.limit) p.sorted[row] = pair;  // else a pair was listed twice
 }
 
 template <class Config>
 __global__ void __launch_bounds__(kThreads) moe_sort_few_kernel(const __grid_constant__ MoeSortParams p) {
   extern __shared__ int shared[];
   __shared__ Pair pairs[kChunk];
-  ptx::wait_for_dependencies();
-  ptx::launch_dependents();
-  const int elements = static_cast<int>(p.pairs.count);
+  begin_dependent<Config>();
+  const int elements = static_cast<int>(p.count);
   const int chunk = blockIdx.x * kChunk;
-  int* first_row = shared;           // of every expert
-  int* before = shared + p.experts;  // pairs of every expert before the chunk
-  for (int i = threadIdx.x; i < 2 * p.experts; i += kThreads) shared[i] = 0;
+  int* first_row = shared;               // of every expert
+  int* before = shared + p.num_experts;  // pairs of every expert before the chunk
+  for (int i = threadIdx.x; i < 2 * p.num_experts; i += kThreads) shared[i] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < elements; i += kThreads) {
-    const Pair pair = pair_of(p.pairs, p.experts, i);
+    const Pair pair = pair_of(p, i);
     if (pair.expert >= 0) atomicAdd(first_row + pair.expert, 1);
     if (pair.expert >= 0 && i < chunk) atomicAdd(before + pair.expert, 1);
     if (i >= chunk && i < chunk + kChunk) pairs[i - chunk] = pair;
   }
-  __syncthreads();
-  if (threadIdx.x < kWarpSize) first_rows(first_row, p.experts, threadIdx.x);
-  __syncthreads();
+  offsets(p, first_row);
 
   const int mine = threadIdx.x;
   if (mine >= min(kChunk, elements - chunk)) return;
@@ -81,52 +91,19 @@ __global__ void __launch_bounds__(kThreads) moe_sort_few_kernel(const __grid_con
 
 template <class Config>
 __global__ void __launch_bounds__(kThreads) moe_count_kernel(const __grid_constant__ MoeSortParams p) {
-  const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const Pair pair = pair_of(p.pairs, p.experts, i);
+  const Pair pair = pair_of(p, blockIdx.x * int64_t{kThreads} + threadIdx.x);
   if (pair.expert >= 0) atomicAdd(p.counts + pair.expert, 1);
 }
 
 template <class Config>
 __global__ void __launch_bounds__(kThreads) moe_place_kernel(const __grid_constant__ MoeSortParams p) {
   extern __shared__ int first_row[];  // of every expert
-  for (int expert = threadIdx.x; expert < p.experts; expert += kThreads) first_row[expert] = p.counts[expert];
-  __syncthreads();
-  if (threadIdx.x < kWarpSize) first_rows(first_row, p.experts, threadIdx.x);
-  __syncthreads();
-
-  const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  const Pair pair = pair_of(p.pairs, p.experts, i);
+  begin_dependent<Config>();
+  for (int expert = threadIdx.x; expert < p.num_experts; expert += kThreads) first_row[expert] = p.counts[expert];
+  offsets(p, first_row);
+  const Pair pair = pair_of(p, blockIdx.x * int64_t{kThreads} + threadIdx.x);
   if (pair.expert >= 0) {
-    place(p, pair.pair, first_row[pair.expert] + atomicAdd(p.counts + p.experts + pair.expert, 1));
-  }
-}
-
-// Reads every token once, for all of its pairs: what is written would push it out of the caches.
-template <class Config>
-__global__ void __launch_bounds__(kThreads, 6) moe_copy_kernel(const __grid_constant__ MoeSortParams p) {
-  constexpr int kWarps = kThreads / kWarpSize, kAtOnce = 4;
-  const int lane = threadIdx.x % kWarpSize;
-  const int tokens = static_cast<int>(p.pairs.limit / p.top_k);
-  const int vectors = static_cast<int>(p.to_row_bytes / kVectorBytes);
-  for (int token = blockIdx.x * kWarps + threadIdx.x / kWarpSize; token < tokens; token += gridDim.x * kWarps) {
-    const int32_t* rows = p.rows_of_pair + int64_t{token} * p.top_k;
-    const uint4* from = reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(p.x) + token * p.x_row_bytes);
-    for (int base = lane; base < vectors; base += kAtOnce * kWarpSize) {
-      uint4 values[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (base + i * kWarpSize < vectors) values[i] = from[base + i * kWarpSize];
-      }
-      for (int slot = 0; slot < p.top_k; ++slot) {
-        const int row = rows[slot];
-        if (row < 0) continue;  // of no expert
-        uint4* to = reinterpret_cast<uint4*>(static_cast<uint8_t*>(p.to_x) + row * p.to_row_bytes);
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (base + i * kWarpSize < vectors) to[base + i * kWarpSize] = values[i];
-        }
-      }
-    }
+    place(p, pair.pair, first_row[pair.expert] + atomicAdd(p.counts + p.num_experts + pair.expert, 1));
   }
 }
 
@@ -135,34 +112,16 @@ __global__ void __launch_bounds__(kThreads, 6) moe_copy_kernel(const __grid_cons
 template <class Config>
 void launch_moe_sort(const MoeSortParams& p, cudaStream_t stream) {
   using namespace moe_sort;
-  const size_t shared = p.experts * sizeof(int);
-  const auto blocks = [&](int64_t per_block) { return static_cast<unsigned>(ceil_div(p.pairs.count, per_block)); };
-  if (is_few(p.pairs)) {
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks(kChunk));
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = 2 * shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    HUMMING_CUDA_CHECK(cudaLaunchKernelEx(&config, moe_sort_few_kernel<Config>, p));
+  const size_t shared = p.num_experts * sizeof(int);
+  // At least one: the offsets are wanted where there are no pairs, too.
+  const auto blocks = [&](int64_t per_block) { return static_cast<unsigned>(ceil_div(p.count + 1, per_block)); };
+  if (p.count <= kFewPairs) {
+    launch_dependent<Config>(moe_sort_few_kernel<Config>, blocks(kChunk), kThreads, 2 * shared, stream, p);
     return;
   }
   HUMMING_CUDA_CHECK(cudaMemsetAsync(p.counts, 0, 2 * shared, stream));
-  if (p.pairs.count == 0) return;
-  if (p.to_x != nullptr) {
-    HUMMING_CUDA_CHECK(cudaMemsetAsync(p.rows_of_pair, 0xFF, p.pairs.limit * sizeof(int32_t), stream));  // no row
-  }
   moe_count_kernel<Config><<<blocks(kThreads), kThreads, 0, stream>>>(p);
-  moe_place_kernel<Config><<<blocks(kThreads), kThreads, shared, stream>>>(p);
-  if (p.to_x == nullptr) return;
-  constexpr int64_t kMaxBlocks = 2048;
-  const int64_t tokens = p.pairs.limit / p.top_k;
-  const auto copy_blocks = static_cast<unsigned>(at_most(ceil_div(tokens, kThreads / kWarpSize), kMaxBlocks));
-  moe_copy_kernel<Config><<<copy_blocks, kThreads, 0, stream>>>(p);
+  launch_dependent<Config>(moe_place_kernel<Config>, blocks(kThreads), kThreads, shared, stream, p);
 }
 
 }  // namespace humming

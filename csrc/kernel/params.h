@@ -12,15 +12,13 @@
 namespace humming {
 
 // ---- quantize_activation --------------------------------------------------------------------------------------------
-// The rows of a matrix that hold something; without `ids` and `counts` all do.
+// The rows of a matrix that hold something; without `counts` all do.
 struct RowsInUse {
-  const int32_t* ids;  // [rows]: those with an id >= 0
   const void* counts;  // [rows / capacity]: of every `capacity` rows the first counts[i]
   DType count_dtype;   // int32, int64
   int64_t capacity;
 
   HUMMING_HD bool has(int64_t row) const {
-    if (ids != nullptr) return ids[row] >= 0;
     if (counts == nullptr) return true;
     const int64_t i = row / capacity;
     return row - i * capacity < (count_dtype == DType::int64 ? static_cast<const int64_t*>(counts)[i]
@@ -62,16 +60,17 @@ struct MoeAlignParams {
   int64_t max_blocks;     // rows of `blocks`, 0 without
   int32_t* sorted_pairs;  // [num_pairs]
   int32_t* positions;     // [num_pairs]
-  int32_t* row_experts;   // [num_pairs], the expert of every sorted pair, or nullptr
   int32_t* blocks;        // [max_blocks, 4] = expert, first_row, rows, 0; or nullptr
-  int32_t* num_blocks;    // [1]
+  int32_t* num_blocks;    // [1], or nullptr
+  int32_t* offsets;       // [num_experts + 1], in sorted_pairs
 };
 
 // ---- moe_reduce -----------------------------------------------------------------------------------------------------
 // out[t, h] = scale * sum_j weights[t, j] * y[t, j, h] + add[t, h]
 struct MoeReduceParams {
   const void* y;
-  DType dtype;  // of y, add and out: fp32, bf16, fp16
+  bool y_by_id;  // y of a pair is row ids[pair], y_slot_stride apart, instead of y[t, j]
+  DType dtype;   // of y, add and out: fp32, bf16, fp16
   int64_t tokens, top_k, hidden;
   int64_t y_token_stride, y_slot_stride;
   const float* weights;  // [tokens, top_k] contiguous, or nullptr: 1
@@ -158,9 +157,9 @@ struct GemmParams {
 
 enum class MoeLayout : int32_t { indexed, contiguous, masked };
 
-// indexed: p = sorted_token_ids[i] for i < *num_post_padded, valid if 0 <= p < out_rows; x_row = p / top_k, out_row =
-// p;
-//   row i belongs to expert_ids[i / block], -1 skips the block.
+// indexed: p = sorted_token_ids[i]; x_row = p / top_k, out_row = p, or i if `in_order`.
+//   In blocks: i < *num_post_padded, of expert_ids[i / block], -1 skips the block; p is one if 0 <= p < out_rows.
+//   Sorted: of expert e, offsets[e] <= i < offsets[e + 1].
 // contiguous: p = x_row = out_row; expert e has rows offsets[e] .. offsets[e + 1] - 1.
 // masked: p = x_row = out_row = e * capacity + i, i < counts[e].
 struct MoeParams {
@@ -169,12 +168,15 @@ struct MoeParams {
   int64_t top_k;
   const int32_t* sorted_token_ids;  // [num_sorted]
   int64_t num_sorted;
+  bool in_blocks;
   const int32_t* expert_ids;  // [num_sorted / block]
   int64_t block;
   const int32_t* num_post_padded;  // [1]
-  const void* expert_offsets;      // [experts + 1]
-  DType offset_dtype;              // int32, int64
-  const int32_t* expert_counts;    // [experts]
+  const int32_t* positions;        // sorted: [out_rows], i of every pair or -1, if known
+  bool in_order;
+  const void* expert_offsets;    // [experts + 1]
+  DType offset_dtype;            // int32, int64
+  const int32_t* expert_counts;  // [experts]
   int64_t capacity;
   int64_t expected_tokens;  // host estimate of the rows per call; 0 = unknown
 };

@@ -142,6 +142,7 @@ template <class Config, DType kType, quantize::Scope kScope>
 __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
     quantize_kernel(const __grid_constant__ QuantizeParams p, quantize::Vectors vectors) {
   using namespace quantize;
+  begin_dependent<Config>();
   // The bounds of the column loops are the same for all threads of the block: they reduce together.
   const int64_t stretch = int64_t{blockDim.x} * kValues;
   const int64_t first = blockIdx.y * stretch;
@@ -199,11 +200,11 @@ void launch(const QuantizeParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(at_most(p.rows > 0 ? p.rows : 1, kMaxGridX)),
                   static_cast<unsigned>(grouped || is_static ? at_most(stretches, kMaxGridY) : 1));
   if (is_static) {
-    quantize_kernel<Config, kType, Scope::tensor><<<grid, threads, 0, stream>>>(p, vectors);
+    launch_dependent<Config>(quantize_kernel<Config, kType, Scope::tensor>, grid, threads, 0, stream, p, vectors);
   } else if (grouped) {
-    quantize_kernel<Config, kType, Scope::group><<<grid, threads, 0, stream>>>(p, vectors);
+    launch_dependent<Config>(quantize_kernel<Config, kType, Scope::group>, grid, threads, 0, stream, p, vectors);
   } else {
-    quantize_kernel<Config, kType, Scope::row><<<grid, threads, 0, stream>>>(p, vectors);
+    launch_dependent<Config>(quantize_kernel<Config, kType, Scope::row>, grid, threads, 0, stream, p, vectors);
   }
 }
 

@@ -158,34 +158,45 @@ struct Sm90Producer : Sm90Stage<Config> {
   }
 
   // Tokens that lie anywhere: token i of the work item is row rows[i] of x, in shared memory; rows are row_bytes apart.
-  // By kWarps warps, every lane of which arrives at the full barriers; consumers order these copies before the
-  // products that read them (fence_proxy_async). A warp takes 16 tokens at a time: a lane has one of the eight 16-byte
-  // chunks of a block, of four neighbouring tokens, whose rows it reads in one load.
+  // By kWarps warps, every lane of which arrives at the full barriers; consumers order these copies before the products
+  // that read them (fence_proxy_async). A lane has one of the eight 16-byte chunks of a block, of a few neighbouring
+  // tokens, whose rows it reads in one load. One warp waits for each of its instructions, so a copy has no more than
+  // two.
   template <int kWarps>
   struct Gather {
     static constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
-    static constexpr int kTurns = (tile().tokens + 16 * kWarps - 1) / (16 * kWarps);  // of a warp
+    static constexpr int kTokens = tile().tokens < 16 ? 2 : 4;  // of a lane at a time
+    static constexpr int kTurnTokens = 4 * kTokens * kWarps;
+    static constexpr int kTurns = (tile().tokens + kTurnTokens - 1) / kTurnTokens;
+    struct alignas(4 * kTokens) Rows {
+      int32_t row[kTokens];
+    };
 
-    const int32_t* rows;
+    const Rows* rows;  // of the lane's first tokens
     uint32_t row_bytes;
-    int warp, lane, tokens;
+    int first;  // of these
+    int turns;  // in which the lane has tokens; those past the last one bring rows that nobody wants
 
-    // kWhole: no column of the stage is past the last one, of which otherwise a lane has `left` bytes from its chunk
-    // on.
+    __device__ Gather(const int32_t* rows_of_tile, int64_t row_bytes, int warp, int lane, int tokens)
+        : row_bytes(static_cast<uint32_t>(row_bytes)), first(kTokens * (4 * warp + lane / 8)) {
+      rows = reinterpret_cast<const Rows*>(rows_of_tile + first);
+      turns = (tokens - first + kTurnTokens - 1) / kTurnTokens;
+    }
+
+    // x: the lane's chunk of row 0. kWhole: no column of the stage is past the last one, of which otherwise a lane has
+    // `left` bytes from its chunk on. Chunks of a token change places in the 128-byte swizzle.
     template <bool kWhole>
-    __device__ void copy(const Sm90MainloopParams& p, uint32_t stage, const uint8_t* x, int left) const {
-#pragma unroll 1
-      for (int turn = 0; turn < kTurns; ++turn) {
-        const int first = 16 * (turn * kWarps + warp) + lane / 8 * 4;
-        if (first >= tokens) break;
-        const int4 four = *reinterpret_cast<const int4*>(rows + first);
-        const int32_t row[4] = {four.x, four.y, four.z, four.w};
+    __device__ void copy(const Sm90MainloopParams& p, uint32_t stage, const uint8_t* x, int left, int lane) const {
+      const int chunk = lane % 8 ^ first % 8;
+      stage += 128 * first;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int token = first + i;
-          const uint8_t* from = x + uint64_t{row_bytes} * static_cast<uint32_t>(row[i]);
-          const uint32_t to = stage + 128 * token + 16 * (lane % 8 ^ token % 8);  // in the 128-byte swizzle
-          if (token >= tokens) continue;
+      for (int turn = 0; turn < kTurns; ++turn, stage += 128 * kTurnTokens) {
+        if (turn >= turns) break;
+        const Rows mine = rows[turn * kTurnTokens / kTokens];
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) {
+          const uint8_t* from = x + uint64_t{row_bytes} * static_cast<uint32_t>(mine.row[i]);
+          const uint32_t to = stage + 128 * i + 16 * (chunk ^ i);
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) {
             const uint32_t target = to + block * token_rows(p) * 128;
@@ -199,29 +210,29 @@ struct Sm90Producer : Sm90Stage<Config> {
       }
     }
 
-    // All stages of the work item.
-    __device__ void run(const Sm90MainloopParams& p, Ring& ring, const Work& work, const uint8_t* x) const {
-      constexpr int kStageBytes = 128 * kBlocks;  // of a row
-      int left = static_cast<int>(p.k) * tile().value_bytes;
+    // All stages of the work item. What follows from the column is worked out again for each: registers are few.
+    __device__ void run(const Sm90MainloopParams& p, Ring& ring, const Work& work, const uint8_t* x, int lane) const {
+      constexpr int kRecordBytes = 128 * tile().token_blocks();  // of a row
 #pragma unroll 1
       for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles(), ring.next()) {
         ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
         const uint32_t stage = ptx::shared_address(ring.stage_tokens());
-        const int chunk = lane % 8 * 16;
-        if (left >= kStageBytes)
-          copy<true>(p, stage, x + chunk, 0);
+        const int column = k * kRecordBytes, chunk = lane % 8 * 16;
+        const int left = static_cast<int>(p.k) * tile().value_bytes - column;
+        if (left >= kRecordBytes * tile().stage_tiles())
+          copy<true>(p, stage, x + column + chunk, 0, lane);
         else
-          copy<false>(p, stage, x + chunk, left - chunk);
+          copy<false>(p, stage, x + column + chunk, left - chunk, lane);
         ptx::mbarrier_arrive_after_copies(ring.full());
-        x += kStageBytes;
-        left -= kStageBytes;
       }
     }
   };
 
   // A warp of its own brings the tokens' scales of one work item, strided as they lie: zeros for what is no token.
-  __device__ static void produce_scales(const Sm90MainloopParams& p, Ring& ring, const Work& work, int lane) {
-    const float* scales = p.token_scales + work.token * p.token_scale_stride;
+  // row(token): of x.
+  template <class Row>
+  __device__ static void produce_scales(const Sm90MainloopParams& p, Ring& ring, const Work& work, const Row& row,
+                                        int lane) {
 #pragma unroll 1
     for (int k = work.k_begin; k < work.k_end; k += tile().stage_tiles(), ring.next()) {
       ptx::mbarrier_wait(ring.empty(), ring.phase ^ 1);
@@ -231,7 +242,8 @@ struct Sm90Producer : Sm90Stage<Config> {
         const int token = i % tile().tokens;
         const int record = k + i / tile().tokens;
         const bool exists = token < work.tokens && record < work.k_end;
-        ptx::async_copy_4(to + 4 * i, scales + (exists ? token * p.token_scale_stride + record : 0), exists ? 4 : 0);
+        const int64_t at = exists ? row(token) * p.token_scale_stride + record : 0;
+        ptx::async_copy_4(to + 4 * i, p.token_scales + at, exists ? 4 : 0);
       }
       ptx::mbarrier_arrive_after_copies(ring.full());
     }

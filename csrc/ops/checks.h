@@ -37,7 +37,7 @@ QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const s
 
 MoeAlignParams check_moe_align(const Tensor& topk_ids, int64_t num_experts, int64_t block,
                                const OptionalTensor& expert_map, const Tensor& sorted_pairs, const Tensor& positions,
-                               const Tensor& blocks, const Tensor& num_blocks);
+                               const Tensor& blocks, const Tensor& num_blocks, const Tensor& expert_offsets);
 
 MoeReduceParams check_moe_reduce(const Tensor& y, const Tensor& topk_weights, const OptionalTensor& topk_ids,
                                  const OptionalTensor& num_valid_tokens, double scale, const OptionalTensor& add,

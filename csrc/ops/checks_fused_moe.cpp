@@ -60,7 +60,7 @@ Layer check_layer(const std::vector<int64_t>& w13_desc, const std::vector<int64_
 
 // Where in the workspace everything is, in bytes.
 struct Parts {
-  int64_t sorted_pairs, positions, row_experts, num_rows;
+  int64_t sorted_pairs, positions, offsets;
   int64_t x, h, h_quantised, y;
   int64_t products;  // the rest
 };
@@ -81,8 +81,7 @@ Parts parts_of(const Layer& layer) {
     const int64_t bytes = layer.pairs * static_cast<int64_t>(sizeof(int32_t));
     parts.sorted_pairs = take(bytes);
     parts.positions = take(bytes);
-    parts.row_experts = take(bytes);
-    parts.num_rows = take(sizeof(int32_t));
+    parts.offsets = take((layer.w13.experts + 1) * static_cast<int64_t>(sizeof(int32_t)));
   }
   struct Step {
     int64_t* part;
@@ -160,16 +159,17 @@ RowsInUse check_rows(const Arguments& a, Layer* layer, FusedMoeParams* params) {
   }
   layer->rows = layer->pairs = gate_up.rows;
   MoeParams& rows = params->gate_up;
-  check_expert_rows(kOp, a.layout, a.expert_offsets, a.expert_counts, a.x, &rows);
+  const bool offsets = layer->layout == MoeLayout::contiguous;
+  check_expert_rows(kOp, a.layout, offsets, a.expert_offsets, a.expert_counts, a.x, &rows);
   params->down.expert_offsets = rows.expert_offsets;
   params->down.offset_dtype = rows.offset_dtype;
   params->down.expert_counts = rows.expert_counts;
   params->down.capacity = rows.capacity;
   switch (layer->layout) {
-    case MoeLayout::masked: return {nullptr, rows.expert_counts, DType::int32, rows.capacity};
+    case MoeLayout::masked: return {rows.expert_counts, DType::int32, rows.capacity};
     case MoeLayout::contiguous: {
       const int64_t last = layer->w13.experts * dtype_bits(rows.offset_dtype) / 8;
-      return {nullptr, static_cast<const uint8_t*>(rows.expert_offsets) + last, rows.offset_dtype, layer->rows};
+      return {static_cast<const uint8_t*>(rows.expert_offsets) + last, rows.offset_dtype, layer->rows};
     }
     case MoeLayout::indexed: break;
   }
@@ -203,7 +203,7 @@ void check_routing(const Arguments& a, Layer* layer, FusedMoeParams* params) {
   align.id_dtype = *storage_type(ids.scalar_type());
   align.num_pairs = layer->pairs;
   align.num_experts = align.num_global_experts = layer->w13.experts;
-  align.block = 1;  // then there are as many blocks as rows
+  align.block = 1;  // as there are no descriptors of blocks, any number
   if (a.expert_map) {
     const Arg map(kOp, "expert_map", *a.expert_map);
     map.dtype({ScalarType::Int}).on_device_of(a.x, "x").dim(1, "[global experts]").contiguous();
@@ -247,7 +247,8 @@ Parts check_results(const Arguments& a, Layer* layer, FusedMoeParams* params) {
   return parts;
 }
 
-// The layout indexed: pairs in the order of their experts go into the products, and their sum comes out.
+// The layout indexed: the first product takes x by pairs, the second its rows in the order of their experts, and the
+// sum over the pairs of a token comes out.
 void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, FusedMoeParams* params) {
   const auto part = [&](int64_t begin) {
     return reinterpret_cast<int32_t*>(write_pointer<uint8_t>(a.workspace) + begin);
@@ -255,15 +256,16 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
   MoeAlignParams& align = params->align;
   align.sorted_pairs = part(parts.sorted_pairs);
   align.positions = part(parts.positions);
-  align.row_experts = part(parts.row_experts);
-  align.num_blocks = part(parts.num_rows);
+  align.offsets = part(parts.offsets);
   for (MoeParams* product : {&params->gate_up, &params->down}) {
-    product->sorted_token_ids = align.sorted_pairs;
-    product->num_sorted = layer.pairs;
-    product->expert_ids = align.row_experts;
-    product->block = 1;
-    product->num_post_padded = align.num_blocks;
+    product->expert_offsets = align.offsets;
+    product->offset_dtype = DType::int32;
   }
+  params->gate_up.sorted_token_ids = align.sorted_pairs;
+  params->gate_up.num_sorted = layer.pairs;
+  params->gate_up.positions = align.positions;
+  params->gate_up.in_order = true;
+  params->down.layout = MoeLayout::contiguous;
 
   const GemmParams& down = params->down.gemm;
   MoeReduceParams& reduce = params->reduce;
@@ -272,10 +274,10 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
   reduce.tokens = layer.rows;
   reduce.top_k = params->gate_up.top_k;
   reduce.hidden = layer.w2.n;
+  reduce.y_by_id = true;
   reduce.y_slot_stride = down.out_row_stride;
-  reduce.y_token_stride = reduce.top_k * down.out_row_stride;
   reduce.weights = a.weight_on_input ? nullptr : read_pointer<float>(a.topk_weights);
-  reduce.ids = align.positions;  // -1 for a pair that no expert here takes
+  reduce.ids = align.positions;  // -1: no expert here takes the pair
   reduce.id_dtype = DType::int32;
   reduce.scale = static_cast<float>(a.scale);
   if (a.add) {
@@ -302,8 +304,8 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   down.rows = layer.pairs;
   down.x_scale = {nullptr, DType::fp32, 0, 0, 0};
   if (takes_quantised(layer.w2)) {
-    const RowsInUse pairs = {params->align.positions, nullptr, DType::int32, 0};
-    params->quantize_h = quantise(layer, layer.indexed() ? pairs : x_rows, base + parts.h_quantised, &down);
+    const RowsInUse sorted = {params->align.offsets + layer.w2.experts, DType::int32, layer.pairs};
+    params->quantize_h = quantise(layer, layer.indexed() ? sorted : x_rows, base + parts.h_quantised, &down);
   }
 }
 

@@ -162,10 +162,10 @@ void check_topk_weights(const char* op, const OptionalTensor& topk_weights, cons
   params->topk_weights = read_pointer<float>(topk_weights);
 }
 
-void check_expert_rows(const char* op, const std::string& layout, const OptionalTensor& expert_offsets,
+void check_expert_rows(const char* op, const std::string& layout, bool offsets, const OptionalTensor& expert_offsets,
                        const OptionalTensor& expert_counts, const Tensor& x, MoeParams* params) {
   const int64_t experts = params->gemm.desc.experts;
-  if (params->layout == MoeLayout::contiguous) {
+  if (offsets) {
     Arg(op, "expert_offsets", required(op, "expert_offsets", expert_offsets, layout, x))
         .dtype({ScalarType::Int, ScalarType::Long})
         .shape({experts + 1}, "[experts + 1]");
@@ -229,6 +229,27 @@ GemmParams check_gemm(const Tensor& x, const OptionalTensor& x_scale, const Tens
   return params;
 }
 
+namespace {
+
+// Of the layout indexed with blocks, as engines pad them.
+void check_blocks(const char* op, const std::string& layout, const Tensor& sorted_token_ids,
+                  const OptionalTensor& expert_ids, const OptionalTensor& num_tokens_post_padded, const Tensor& x,
+                  MoeParams* params) {
+  Arg(op, "expert_ids", required(op, "expert_ids", expert_ids, layout, x)).dtype({ScalarType::Int}).dim(1, "[B]");
+  Arg(op, "num_tokens_post_padded", required(op, "num_tokens_post_padded", num_tokens_post_padded, layout, x))
+      .dtype({ScalarType::Int})
+      .numel(1, "the length of sorted_token_ids in use");
+  const int64_t num_ids = sorted_token_ids.numel(), num_blocks = expert_ids->numel();
+  HUMMING_CHECK(num_blocks ? num_ids % num_blocks == 0 : num_ids == 0, op, ": sorted_token_ids has ", num_ids,
+                " elements, which is no multiple of the ", num_blocks,
+                " of expert_ids; every block must have as many rows");
+  params->expert_ids = read_pointer<int32_t>(expert_ids);
+  params->block = num_blocks ? num_ids / num_blocks : 0;
+  params->num_post_padded = read_pointer<int32_t>(num_tokens_post_padded);
+}
+
+}  // namespace
+
 MoeParams check_moe_gemm(const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
                          const OptionalTensor& scale2, const OptionalTensor& bias,
                          const std::vector<int64_t>& desc_ints, const std::string& layout,
@@ -259,28 +280,27 @@ MoeParams check_moe_gemm(const Tensor& x, const OptionalTensor& x_scale, const T
   if (indexed) {
     const Arg ids(op, "sorted_token_ids", required(op, "sorted_token_ids", sorted_token_ids, layout, x));
     ids.dtype({ScalarType::Int}).dim(1, "[P]");
-    const Arg experts(op, "expert_ids", required(op, "expert_ids", expert_ids, layout, x));
-    experts.dtype({ScalarType::Int}).dim(1, "[B]");
-    Arg(op, "num_tokens_post_padded", required(op, "num_tokens_post_padded", num_tokens_post_padded, layout, x))
-        .dtype({ScalarType::Int})
-        .numel(1, "the length of sorted_token_ids in use");
-    const int64_t num_ids = sorted_token_ids->numel(), num_blocks = expert_ids->numel();
-    HUMMING_CHECK(num_blocks ? num_ids % num_blocks == 0 : num_ids == 0, op, ": sorted_token_ids has ", num_ids,
-                  " elements, which is no multiple of the ", num_blocks,
-                  " of expert_ids; every block must have as many rows");
     HUMMING_CHECK(gemm.rows <= kMaxIndex / top_k, op, ": ", gemm.rows, " tokens * top_k = ", top_k, " exceed ",
                   kMaxIndex, " pairs; split the call");
     params.sorted_token_ids = read_pointer<int32_t>(sorted_token_ids);
-    params.num_sorted = num_ids;
-    params.expert_ids = read_pointer<int32_t>(expert_ids);
-    params.block = num_blocks ? num_ids / num_blocks : 0;
-    params.num_post_padded = read_pointer<int32_t>(num_tokens_post_padded);
+    params.num_sorted = sorted_token_ids->numel();
+    HUMMING_CHECK(expert_ids.has_value() || expert_offsets.has_value(), op, ": layout \"", layout,
+                  "\" needs expert_ids and num_tokens_post_padded, or expert_offsets; all are None");
+    HUMMING_CHECK(params.num_sorted <= kMaxIndex, op, ": sorted_token_ids has ", params.num_sorted,
+                  " elements; at most ", kMaxIndex, ", split the call");
+    params.in_blocks = expert_ids.has_value();
+    if (params.in_blocks) {
+      check_blocks(op, layout, *sorted_token_ids, expert_ids, num_tokens_post_padded, x, &params);
+    } else {
+      forbidden(op, "num_tokens_post_padded", num_tokens_post_padded, layout);
+    }
   } else {
     forbidden(op, "sorted_token_ids", sorted_token_ids, layout);
     forbidden(op, "expert_ids", expert_ids, layout);
     forbidden(op, "num_tokens_post_padded", num_tokens_post_padded, layout);
   }
-  check_expert_rows(op, layout, expert_offsets, expert_counts, x, &params);
+  const bool offsets = params.layout == MoeLayout::contiguous || (indexed && !params.in_blocks);
+  check_expert_rows(op, layout, offsets, expert_offsets, expert_counts, x, &params);
 
   const Sizes out_shape =
       masked ? Sizes{desc.experts, params.capacity, columns} : Sizes{gemm.rows * params.top_k, columns};

@@ -37,9 +37,9 @@ const Tensor& required(const char* op, const char* name, const OptionalTensor& t
                        const Tensor& x);
 void forbidden(const char* op, const char* name, const OptionalTensor& tensor, const std::string& layout);
 
-// What the layouts contiguous and masked need, and that the others do without it; params->layout and the weight are
-// known. Masked x has the experts of the weight.
-void check_expert_rows(const char* op, const std::string& layout, const OptionalTensor& expert_offsets,
+// expert_offsets if `offsets`, counts if the layout is masked, and that they are not there otherwise; params->layout
+// and the weight are known. Masked x has the experts of the weight.
+void check_expert_rows(const char* op, const std::string& layout, bool offsets, const OptionalTensor& expert_offsets,
                        const OptionalTensor& expert_counts, const Tensor& x, MoeParams* params);
 
 // The shape of x and of out without their last dimension, as the layout has it; for messages.

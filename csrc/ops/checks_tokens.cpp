@@ -62,7 +62,7 @@ QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const s
 
 MoeAlignParams check_moe_align(const Tensor& topk_ids, int64_t num_experts, int64_t block,
                                const OptionalTensor& expert_map, const Tensor& sorted_pairs, const Tensor& positions,
-                               const Tensor& blocks, const Tensor& num_blocks) {
+                               const Tensor& blocks, const Tensor& num_blocks, const Tensor& expert_offsets) {
   const char* op = "humming::moe_align";
   MoeAlignParams params{};
   const Arg ids(op, "topk_ids", topk_ids);
@@ -103,6 +103,7 @@ MoeAlignParams check_moe_align(const Tensor& topk_ids, int64_t num_experts, int6
   params.blocks =
       output("blocks", blocks, {params.max_blocks, 4}, "[max(1, min(pairs, pairs / block + num_experts)), 4]");
   params.num_blocks = output("num_blocks", num_blocks, {1}, "[1]");
+  params.offsets = output("expert_offsets", expert_offsets, {num_experts + 1}, "[num_experts + 1]");
   return params;
 }
 

@@ -44,7 +44,7 @@ void append(std::vector<GemmRows>* lists, GemmRows rows) {
 
 void gemm_cpu(const Tensor&, const GemmParams& params) {
   std::vector<GemmRows> lists;
-  append(&lists, {0, nullptr, 0, params.rows, 1});
+  append(&lists, {0, nullptr, 0, params.rows, 1, false});
   run(params, lists);
 }
 
@@ -68,7 +68,7 @@ void moe_gemm_instance_cpu(const Tensor&, const OptionalTensor&, const Tensor&, 
 }
 
 // `pairs` receives the valid pairs, expert by expert as the blocks come; lists point into it.
-void list_indexed(const MoeParams& params, std::vector<int32_t>* pairs, std::vector<GemmRows>* lists) {
+void list_blocks(const MoeParams& params, std::vector<int32_t>* pairs, std::vector<GemmRows>* lists) {
   const char* op = "humming::moe_gemm";
   const int64_t experts = params.gemm.desc.experts;
   const int64_t padded = *params.num_post_padded;
@@ -90,13 +90,16 @@ void list_indexed(const MoeParams& params, std::vector<int32_t>* pairs, std::vec
     if (!lists->empty() && lists->back().expert == expert) {
       lists->back().count += count;
     } else {
-      lists->push_back({expert, pairs->data() + begin, 0, count, params.top_k});
+      lists->push_back({expert, pairs->data() + begin, 0, count, params.top_k, false});
     }
   }
 }
 
-void list_contiguous(const MoeParams& params, std::vector<GemmRows>* lists) {
+// Layout contiguous, and the pairs of the layout indexed that lie sorted.
+void list_offsets(const MoeParams& params, std::vector<GemmRows>* lists) {
   const char* op = "humming::moe_gemm";
+  const bool contiguous = params.layout == MoeLayout::contiguous;
+  const int64_t rows = contiguous ? params.gemm.rows : params.num_sorted;
   const auto offset = [&](int64_t expert) -> int64_t {
     return params.offset_dtype == DType::int64 ? static_cast<const int64_t*>(params.expert_offsets)[expert]
                                                : static_cast<const int32_t*>(params.expert_offsets)[expert];
@@ -104,10 +107,19 @@ void list_contiguous(const MoeParams& params, std::vector<GemmRows>* lists) {
   HUMMING_CHECK(offset(0) >= 0, op, ": expert_offsets[0] is ", offset(0), "; it must not be negative");
   for (int64_t expert = 0; expert < params.gemm.desc.experts; ++expert) {
     const int64_t begin = offset(expert), end = offset(expert + 1);
-    HUMMING_CHECK(begin <= end && end <= params.gemm.rows, op, ": expert_offsets[", expert, " .. ", expert + 1,
-                  "] are ", begin, ", ", end, "; they must ascend and stay within the ", params.gemm.rows,
-                  " rows of x");
-    lists->push_back({expert, nullptr, begin, end - begin, 1});
+    HUMMING_CHECK(begin <= end && end <= rows, op, ": expert_offsets[", expert, " .. ", expert + 1, "] are ", begin,
+                  ", ", end, "; they must ascend and stay within the ", rows,
+                  contiguous ? " rows of x" : " elements of sorted_token_ids");
+    if (contiguous) {
+      lists->push_back({expert, nullptr, begin, end - begin, 1, false});
+      continue;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t pair = params.sorted_token_ids[i];
+      HUMMING_CHECK(pair >= 0 && pair < params.gemm.out_rows, op, ": sorted_token_ids[", i, "] is ", pair, "; out has ",
+                    params.gemm.out_rows, " rows");
+    }
+    lists->push_back({expert, params.sorted_token_ids + begin, begin, end - begin, params.top_k, params.in_order});
   }
 }
 
@@ -116,7 +128,7 @@ void list_masked(const MoeParams& params, std::vector<GemmRows>* lists) {
     const int64_t count = params.expert_counts[expert];
     HUMMING_CHECK(count >= 0 && count <= params.capacity, "humming::moe_gemm: expert_counts[", expert, "] is ", count,
                   "; the capacity of x is ", params.capacity);
-    lists->push_back({expert, nullptr, expert * params.capacity, count, 1});
+    lists->push_back({expert, nullptr, expert * params.capacity, count, 1, false});
   }
 }
 
@@ -126,8 +138,10 @@ void moe_gemm_cpu(const Tensor&, const MoeParams& params) {
   std::vector<int32_t> pairs;
   std::vector<GemmRows> whole, lists;
   switch (params.layout) {
-    case MoeLayout::indexed: list_indexed(params, &pairs, &whole); break;
-    case MoeLayout::contiguous: list_contiguous(params, &whole); break;
+    case MoeLayout::indexed:
+      params.in_blocks ? list_blocks(params, &pairs, &whole) : list_offsets(params, &whole);
+      break;
+    case MoeLayout::contiguous: list_offsets(params, &whole); break;
     case MoeLayout::masked: list_masked(params, &whole); break;
   }
   for (const GemmRows& rows : whole) append(&lists, rows);

@@ -58,11 +58,13 @@ void moe_align_cpu(const Tensor&, const MoeAlignParams& params) {
   };
   for (int64_t expert = 0; expert < params.num_experts; ++expert) {
     const int64_t end = next[expert + 1];
+    params.offsets[expert] = static_cast<int32_t>(next[expert]);
     for (int64_t first = next[expert]; first < end; first += params.block) {
       write_block(expert, first, std::min(params.block, end - first));
     }
   }
-  *params.num_blocks = static_cast<int32_t>(used);
+  params.offsets[params.num_experts] = static_cast<int32_t>(next[params.num_experts]);
+  if (params.num_blocks) *params.num_blocks = static_cast<int32_t>(used);
   while (used < params.max_blocks) write_block(-1, 0, 0);
 
   std::fill_n(params.sorted_pairs, params.num_pairs, -1);
@@ -72,7 +74,6 @@ void moe_align_cpu(const Tensor&, const MoeAlignParams& params) {
     params.positions[pair] = static_cast<int32_t>(row);
     if (row < 0) continue;
     params.sorted_pairs[row] = static_cast<int32_t>(pair);
-    if (params.row_experts) params.row_experts[row] = expert;
   }
 }
 

@@ -26,10 +26,9 @@ std::vector<int64_t> row_scale_shape(std::vector<int64_t> desc) {
   return parse_desc("humming::row_scale_shape", desc).row_scale_shape();
 }
 
-int64_t moe_gemm_workspace(std::vector<int64_t> desc, int64_t pairs, int64_t scale_groups) {
+int64_t moe_gemm_workspace(std::vector<int64_t> desc, int64_t pairs) {
   const WeightDesc weight = parse_desc("humming::moe_gemm_workspace", desc);
-  MoeSortParams sort{};
-  return place_sorted(weight, own_dtype(weight.operand), pairs, scale_groups, nullptr, &sort);
+  return moe_workspace(weight, own_dtype(weight.operand), pairs, nullptr).bytes;
 }
 
 // What happens to x before it is multiplied.

@@ -36,10 +36,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
       "Tensor? static_scale=None, Tensor(a!) out, Tensor(b!) scale) -> ()");
   m.def(
       "moe_align(Tensor topk_ids, int num_experts, int block, Tensor? expert_map) -> "
-      "(Tensor sorted_pairs, Tensor positions, Tensor blocks, Tensor num_blocks)");
+      "(Tensor sorted_pairs, Tensor positions, Tensor blocks, Tensor num_blocks, Tensor expert_offsets)");
   m.def(
       "moe_align.out(Tensor topk_ids, int num_experts, int block, Tensor? expert_map, *, Tensor(a!) sorted_pairs, "
-      "Tensor(b!) positions, Tensor(c!) blocks, Tensor(d!) num_blocks) -> ()");
+      "Tensor(b!) positions, Tensor(c!) blocks, Tensor(d!) num_blocks, Tensor(e!) expert_offsets) -> ()");
   m.def(
       "moe_reduce(Tensor y, Tensor topk_weights, Tensor? topk_ids, Tensor? num_valid_tokens, float scale=1.0, "
       "Tensor? add=None) -> Tensor");
@@ -72,7 +72,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def("decode_packed.out(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False, Tensor(a!) out) -> ()");
   m.def("packed_shape(int[] desc) -> int[]");
   m.def("row_scale_shape(int[] desc) -> int[]");
-  m.def("moe_gemm_workspace(int[] desc, int pairs, int scale_groups) -> int");
+  m.def("moe_gemm_workspace(int[] desc, int pairs) -> int");
   m.def(
       "fused_moe_workspace(int rows, int top_k, ScalarType x_dtype, ScalarType out_dtype, int[] w13_desc, "
       "int[] w2_desc, str layout, int group) -> int");

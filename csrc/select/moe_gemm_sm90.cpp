@@ -24,7 +24,6 @@ int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInf
 // Whether rows of x are copied by expert before the product. Threads fetch rows from anywhere more slowly than the copy
 // engine brings neighbours: where experts have many rows that costs the product 11 % of its time with 16-bit tokens and
 // 26 % with 8-bit ones (docs/performance.md), and the more the larger n is, while a copy takes the same time for all n.
-// The bounds of n assume a copy at the speed of memory; it has not been measured.
 bool copies_rows(const WeightDesc& desc, DType x, int64_t pairs) {
   constexpr int64_t kManyRows = 64;
   const bool wide = dtype_bits(x) == 16;
@@ -32,42 +31,28 @@ bool copies_rows(const WeightDesc& desc, DType x, int64_t pairs) {
          is_multiple(desc.k * dtype_bits(x), 8 * kRowAlign);
 }
 
-// Takes parts of a workspace, each at a multiple of 128 bytes.
-struct Workspace {
-  void* base;
-  int64_t used = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    const int64_t begin = used;
-    used += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
-    return base == nullptr ? nullptr : reinterpret_cast<T*>(static_cast<uint8_t*>(base) + begin);
-  }
-};
-
 }  // namespace
 
-int64_t place_sorted(const WeightDesc& desc, DType x, int64_t pairs, int64_t scale_groups, void* workspace,
-                     MoeSortParams* sort) {
-  Workspace parts{workspace};
-  sort->experts = static_cast<int>(desc.experts);
-  sort->scale_groups = scale_groups;
-  sort->x_rows = parts.take<int32_t>(pairs);
-  sort->out_rows = parts.take<int32_t>(pairs);
-  sort->row_weights = parts.take<float>(pairs);
-  sort->row_scales = parts.take<float>(pairs * scale_groups);
-  sort->counts = parts.take<int32_t>(2 * desc.experts);
+MoeWorkspace moe_workspace(const WeightDesc& desc, DType x, int64_t pairs, void* base) {
+  MoeWorkspace workspace{};
+  const auto take = [&](auto** part, int64_t count) {
+    if (base != nullptr)
+      *part = reinterpret_cast<std::remove_reference_t<decltype(*part)>>(static_cast<uint8_t*>(base) + workspace.bytes);
+    workspace.bytes += (count * static_cast<int64_t>(sizeof(**part)) + 127) / 128 * 128;
+  };
+  take(&workspace.sorted, pairs);
+  take(&workspace.offsets, desc.experts + 1);
+  take(&workspace.counts, 2 * desc.experts);
   if (copies_rows(desc, x, pairs)) {
-    sort->to_row_bytes = desc.k * dtype_bits(x) / 8;
-    sort->to_x = parts.take<uint8_t>(pairs * sort->to_row_bytes);
-    sort->rows_of_pair = parts.take<int32_t>(pairs);
+    workspace.row_bytes = desc.k * dtype_bits(x) / 8;
+    take(&workspace.positions, pairs);
+    take(&workspace.rows, pairs * workspace.row_bytes);
   }
-  return parts.used;
+  return workspace;
 }
 
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows) {
-  MoeProblem problem{typical_gemm(desc, x, rows), {}, nullptr, rows};
-  problem.rows.layout = MoeLayout::contiguous;
+  MoeProblem problem{typical_gemm(desc, x, rows), {}, {}, false, rows};
   problem.rows.experts = static_cast<int>(desc.experts);
   problem.rows.rows = static_cast<int>(rows);
   return problem;
@@ -78,7 +63,7 @@ const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& p,
   if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
   if (const char* reason = mismatch(instance.columns, p.gemm)) return reason;
   if (std::max(p.gemm.rows, p.gemm.out_rows) > INT32_MAX) return "counts rows in 32 bits";
-  if (p.rows.x_rows != nullptr && p.gemm.rows * p.gemm.x_row_bytes / 16 > UINT32_MAX) return "takes x of 64 GiB";
+  if (p.gathers && p.gemm.rows * p.gemm.x_row_bytes / 16 > UINT32_MAX) return "takes x of 64 GiB";
   if (p.rows.experts > kMaxExperts) return "takes at most 4096 experts";
   if (stages_for(instance.columns, p, device) < 2) return "does not fit into shared memory";
   return nullptr;
@@ -122,11 +107,11 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   const MoeGemmSm90Columns& c = instance.columns;
   MoeGemmSm90Params params{};
   params.mainloop = mainloop_params(c, p.gemm, c.tokens, stages_for(c, p, device));
-  params.mainloop.gathers_tokens = p.rows.x_rows != nullptr;
+  params.mainloop.gathers_tokens = p.gathers;
   params.epilogue.dense = epilogue_params(c, p.gemm);
   params.epilogue.scale2_expert_stride = p.gemm.scale2.expert_stride;
   params.epilogue.bias_expert_stride = p.gemm.bias.expert_stride;
-  params.epilogue.out_rows = p.out_rows;
+  params.epilogue.pairs = p.pairs;
   params.epilogue.row_weights = p.gemm.topk_weights;
   params.epilogue.activation = p.gemm.activation;
   params.epilogue.activation_args = p.gemm.activation_args;

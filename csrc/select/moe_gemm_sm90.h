@@ -14,21 +14,29 @@ namespace humming {
 
 using MoeGemmSm90Instance = Instance<MoeGemmSm90Columns>;
 
-// What a MoE product wants of an instance. Of the layout "indexed" once its pairs are sorted (MoeSortParams).
+// What a MoE product wants of an instance. Of the layout "indexed" once its pairs are sorted.
 struct MoeProblem {
   GemmParams gemm;
   MoeRows rows;
-  const int32_t* out_rows;  // MoeEpilogueParams
-  int64_t expected_rows;    // that experts have together, as far as the host knows
+  MoePairs pairs;
+  bool gathers;           // rows of x lie anywhere, not in the order of pairs
+  int64_t expected_rows;  // that experts have together, as far as the host knows
 };
 
 // As typical_gemm: so many rows, together.
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows);
 
-// Where in its workspace the layout indexed has its pairs sorted by expert, and, if experts have many, the rows of x
-// that belong to them. Returns the bytes; `workspace`, at a multiple of 128, may be nullptr to ask only for those.
-int64_t place_sorted(const WeightDesc& desc, DType x, int64_t pairs, int64_t scale_groups, void* workspace,
-                     MoeSortParams* sort);
+// What the layout indexed has in its workspace: pairs sorted by expert, if they come in blocks, and rows of x in their
+// order, if these are many.
+struct MoeWorkspace {
+  int32_t *sorted, *offsets, *counts;  // MoeSortParams
+  int32_t* positions;                  // MoeCopyParams, as the rest
+  uint8_t* rows;
+  int64_t row_bytes;  // 0: rows are not copied
+  int64_t bytes;      // of all
+};
+// `base`, at a multiple of 128, may be nullptr to ask only for the bytes.
+MoeWorkspace moe_workspace(const WeightDesc& desc, DType x, int64_t pairs, void* base);
 
 // Why an instance cannot run a problem; nullptr if it can.
 const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);

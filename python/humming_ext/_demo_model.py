@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.gguf import GgufFile, block_spec, rope_rows
+from .fused_moe import FusedMoE
 from .linear import QuantLinear
 from .packed_weight import PackedWeight
 
@@ -111,34 +112,14 @@ class MixtureMlp(nn.Module):
 
     def __init__(self, w13: PackedWeight, w2: PackedWeight) -> None:
         super().__init__()
-        self.w13, self.w2 = w13, w2
+        self.experts = w13.fields.experts
+        self.layer = FusedMoE(w13, w2)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] bf16 -> the same shape and dtype."""
         rows = x.reshape(-1, x.shape[-1])
-        tokens, experts = len(rows), self.w13.fields.experts
-        # Pair t * experts + e is token t in expert e; sorted by expert, each has one block of all tokens.
-        pairs = torch.arange(tokens * experts, dtype=torch.int32, device=x.device)
-        routing = (
-            pairs.view(tokens, experts).t().reshape(-1),
-            torch.arange(experts, dtype=torch.int32, device=x.device),
-            torch.tensor([tokens * experts], dtype=torch.int32, device=x.device),
-        )
-        hidden = self._gemm(rows, self.w13, routing, top_k=experts, activation="silu")
-        out = self._gemm(hidden, self.w2, routing, top_k=1, activation="none")
-        weights = torch.ones(tokens, experts, device=x.device)
-        reduced = torch.ops.humming.moe_reduce(out.view(tokens, experts, -1), weights, None, None)
-        return reduced.view(x.shape)
-
-    @staticmethod
-    def _gemm(
-        x: Tensor, weight: PackedWeight, routing: tuple[Tensor, Tensor, Tensor], *, top_k: int, activation: str
-    ) -> Tensor:
-        packed = (weight.packed, weight.scale2, None, weight.desc)
-        other_layouts = (None, None)  # expert_offsets, expert_counts
-        return torch.ops.humming.moe_gemm(
-            x, None, *packed, "indexed", *routing, *other_layouts, None, top_k, activation
-        )
+        ids = torch.arange(self.experts, dtype=torch.int32, device=x.device).repeat(len(rows), 1)
+        return self.layer(rows, torch.ones(ids.shape, device=x.device), ids).view(x.shape)
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
 
-_K_TILE = 128  # columns of the narrowest group of x scales that kernels take
 _PITCH_BYTES = 128  # row pitch of quantised activations, so that every row starts where wide copies can
 
 _ops = torch.ops.humming
@@ -111,21 +110,18 @@ def _moe_gemm_outputs(
     return x.new_empty([*rows, columns], dtype=_result_dtype(x, out_dtype))
 
 
-def _moe_gemm_workspace_bytes(x: Tensor, x_scale: Tensor | None, desc: list[int], layout: str, top_k: int) -> int:
-    """Workspace of moe_gemm on a GPU: layout "indexed" sorts its pairs there by expert, with what they have."""
+def _moe_gemm_workspace_bytes(x: Tensor, desc: list[int], layout: str, top_k: int) -> int:
+    """Workspace of moe_gemm on a GPU: layout "indexed" sorts its pairs there, or copies their rows of x."""
     if not x.is_cuda:
         return 0
     copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
-    if layout != "indexed":
-        return copy
-    scale_groups = 0 if x_scale is None else _ceil_div(x_scale.numel(), max(x.shape[0], 1))
-    return copy + _ops.moe_gemm_workspace(desc, x.shape[0] * top_k, scale_groups)
+    return copy if layout != "indexed" else copy + _ops.moe_gemm_workspace(desc, x.shape[0] * top_k)
 
 
 def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
     out = _moe_gemm_outputs(*args, out_dtype=out_dtype)
-    x, x_scale, desc, layout, top_k = args[0], args[1], args[5], args[6], args[13]
-    workspace = _workspace(out, _moe_gemm_workspace_bytes(x, x_scale, desc, layout, top_k))
+    x, desc, layout, top_k = args[0], args[5], args[6], args[13]
+    workspace = _workspace(out, _moe_gemm_workspace_bytes(x, desc, layout, top_k))
     _ops.moe_gemm.out(*args, expected_tokens=expected_tokens, out=out, workspace=workspace)
     return out
 
@@ -168,13 +164,11 @@ def fused_moe_workspace_bytes(
     size = _ops.fused_moe_workspace(rows, top_k, x_dtype, out_dtype, w13_desc, w2_desc, layout, group)
     if device.type != "cuda":
         return size
-    w13, w2 = WeightDesc.of(w13_desc), WeightDesc.of(w2_desc)
-    row_bytes = w13.k * x_dtype.itemsize
+    row_bytes = WeightDesc.of(w13_desc).k * x_dtype.itemsize
     if row_bytes % 16:
         size += rows * _ceil_div(row_bytes, _PITCH_BYTES) * _PITCH_BYTES
     if layout == "indexed":
-        groups = _ceil_div(max(w13.k, w2.k), _K_TILE)
-        size += max(_ops.moe_gemm_workspace(desc, rows * top_k, groups) for desc in (w13_desc, w2_desc))
+        size += _ops.moe_gemm_workspace(w13_desc, rows * top_k)
     return size
 
 
@@ -218,9 +212,7 @@ def _quantize_activation(
     return out, scale
 
 
-def _moe_align_outputs(
-    topk_ids: Tensor, num_experts: int, block: int, expert_map: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _moe_align_outputs(topk_ids: Tensor, num_experts: int, block: int, expert_map: Tensor | None) -> tuple[Tensor, ...]:
     if block < 1:
         raise ValueError(f"block = {block} is not positive")
     if num_experts < 1:
@@ -228,15 +220,17 @@ def _moe_align_outputs(
     pairs = topk_ids.numel()
     # At most one block per pair, and at most one block per expert that is not full.
     num_blocks = torch.sym_max(1, torch.sym_min(pairs, pairs // block + num_experts))
-    sorted_pairs, positions = (topk_ids.new_empty(pairs, dtype=torch.int32) for _ in range(2))
-    blocks = topk_ids.new_empty((num_blocks, 4), dtype=torch.int32)
-    return sorted_pairs, positions, blocks, topk_ids.new_empty(1, dtype=torch.int32)
+    shapes = (pairs,), (pairs,), (num_blocks, 4), (1,), (num_experts + 1,)
+    return tuple(topk_ids.new_empty(shape, dtype=torch.int32) for shape in shapes)
 
 
-def _moe_align(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sorted_pairs, positions, blocks, num_blocks = _moe_align_outputs(*args)
-    _ops.moe_align.out(*args, sorted_pairs=sorted_pairs, positions=positions, blocks=blocks, num_blocks=num_blocks)
-    return sorted_pairs, positions, blocks, num_blocks
+ALIGNED = ("sorted_pairs", "positions", "blocks", "num_blocks", "expert_offsets")  # what moe_align returns
+
+
+def _moe_align(*args: Any) -> tuple[Tensor, ...]:
+    outputs = _moe_align_outputs(*args)
+    _ops.moe_align.out(*args, **dict(zip(ALIGNED, outputs, strict=True)))
+    return outputs
 
 
 def _moe_reduce_outputs(

@@ -198,12 +198,10 @@ def test_wrong_results_are_found(damage: Callable, words: str) -> None:
 @pytest.mark.parametrize("layout", ["indexed", "contiguous"])
 def test_graphs_contain_what_is_documented_and_allocate_nothing(layout: str, quantisation: str) -> None:
     problem = make(smoke_case(layout, "e4m3", quantisation=quantisation))
-    align = ["humming.moe_align.out", "aten.copy_.default"]
-    align += ["aten.searchsorted.Tensor_out"] if layout == "contiguous" else []
     quantise = ["humming.quantize_activation.out"] if quantisation == "timed" else []
     with Recorder() as whole:
         problem.calls[0]()
-    assert whole.names == [*quantise, *align, "humming.moe_gemm.out"]
+    assert whole.names == [*quantise, "humming.moe_align.out", "humming.moe_gemm.out"]
     if problem.gemm_calls is not None:
         with Recorder() as alone:
             problem.gemm_calls[0]()
@@ -216,7 +214,7 @@ def test_calls_align_by_themselves(layout: str) -> None:
     case = smoke_case(layout, "e4m3", quantisation="timed")
     problem = make(case)
     for routing in problem._routings:
-        for tensor in (*routing._aligned.values(), routing._row_experts, routing._offsets):
+        for tensor in routing._aligned.values():
             tensor.fill_(-7)
     x, x_scale = problem.x.view(torch.uint8).clone(), problem.x_scale.clone()
     problem.x.view(torch.uint8).fill_(127)  # NaN

@@ -49,11 +49,12 @@ def moe_call(layout: str) -> Call:
             "expert_ids": i32(0, 2),
             "num_tokens_post_padded": i32(8),
         },
+        "sorted": {"sorted_token_ids": i32(0, 3, 7, 1, 2, -1), "expert_offsets": i32(0, 2, 2, 5)},
         "contiguous": {"expert_offsets": i32(0, 1, 1, 4)},
         "masked": {"expert_counts": i32(1, 0, 4)},
     }[layout]
     names = ("sorted_token_ids", "expert_ids", "num_tokens_post_padded", "expert_offsets", "expert_counts")
-    rows = {"indexed": (8,), "contiguous": (4,), "masked": (3, 4)}[layout]
+    rows = {"indexed": (8,), "sorted": (8,), "contiguous": (4,), "masked": (3, 4)}[layout]
     return Call(
         "moe_gemm",
         {
@@ -63,7 +64,7 @@ def moe_call(layout: str) -> Call:
             "scale2": torch.ones(3, 64),
             "bias": torch.zeros(3, 64),
             "desc": case.desc,
-            "layout": layout,
+            "layout": "indexed" if layout == "sorted" else layout,
             **dict.fromkeys(names),
             **routing,
             "topk_weights": torch.ones(rows),
@@ -121,7 +122,7 @@ def quantize_call(dtype: torch.dtype = torch.int8) -> Call:
 
 def align_call() -> Call:
     arguments = {"topk_ids": torch.zeros(4, 2, dtype=torch.int32), "num_experts": 4, "block": 4, "expert_map": None}
-    shapes = {"sorted_pairs": (8,), "positions": (8,), "blocks": (6, 4), "num_blocks": (1,)}
+    shapes = {"sorted_pairs": (8,), "positions": (8,), "blocks": (6, 4), "num_blocks": (1,), "expert_offsets": (5,)}
     outputs = {name: torch.empty(shape, dtype=torch.int32) for name, shape in shapes.items()}
     return Call("moe_align", {**arguments, **outputs})
 
@@ -161,6 +162,7 @@ def decode_call() -> Call:
 CALLS: dict[str, Callable[[], Call]] = {
     "gemm": gemm_call,
     "indexed": lambda: moe_call("indexed"),
+    "sorted": lambda: moe_call("sorted"),
     "contiguous": lambda: moe_call("contiguous"),
     "masked": lambda: moe_call("masked"),
     "layer": lambda: layer_call("indexed"),
@@ -260,6 +262,15 @@ SPOILED = [
     ("indexed", "expected_tokens", -1),
     ("indexed", "out", torch.empty(8, 64)),
     ("indexed", "out", torch.empty(4, 32)),
+    ("sorted", "sorted_token_ids", None),
+    ("sorted", "expert_offsets", None),
+    ("sorted", "expert_offsets", i32(0, 2, 5)),
+    ("sorted", "expert_offsets", i32(0, 2, 2, 7)),
+    ("sorted", "expert_offsets", i32(0, 2, 1, 5)),
+    ("sorted", "sorted_token_ids", i32(0, 3, -1, 1, 2, -1)),
+    ("sorted", "sorted_token_ids", i32(0, 3, 8, 1, 2, -1)),
+    ("sorted", "num_tokens_post_padded", i32(5)),
+    ("sorted", "expert_counts", i32(1, 0, 3)),
     ("contiguous", "expert_offsets", None),
     ("contiguous", "expert_offsets", i32(0, 1, 4)),
     ("contiguous", "expert_offsets", torch.tensor([0.0, 1, 1, 4])),
@@ -362,6 +373,7 @@ SPOILED = [
     ("align", "positions", torch.empty(8, dtype=torch.int64)),
     ("align", "blocks", torch.empty(5, 4, dtype=torch.int32)),
     ("align", "num_blocks", torch.empty(2, dtype=torch.int32)),
+    ("align", "expert_offsets", torch.empty(4, dtype=torch.int32)),
     # moe_reduce
     ("reduce", "y", torch.zeros(4, 32)),
     ("reduce", "y", torch.zeros(4, 2, 16).double()),

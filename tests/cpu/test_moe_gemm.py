@@ -360,9 +360,7 @@ def test_a_whole_layer(missing: float) -> None:
     scale1, scale2 = np.full((experts, 2 * inner), 0.01), np.full((experts, hidden), 0.001)
 
     ids = torch.from_numpy(topk_ids).int()
-    pairs, positions, _, _ = ops.moe_align(ids, experts, 16, None)
-    counts = np.bincount(topk_ids[topk_ids >= 0], minlength=experts)
-    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])).int()
+    pairs, positions, _, _, offsets = ops.moe_align(ids, experts, 16, None)
     layout = ("contiguous", None, None, None, offsets, None, None, 1)
     rows = tensor(x, "bf16")[pairs.clamp(min=0).long() // top_k]
     packed1, packed2 = first.pack()[0], second.pack()[0]

@@ -61,6 +61,10 @@ def test_mixtures_are_those_of_the_oracle(layout: str, x_scale: str, x_group: in
     if layout == "indexed":
         ids, experts, (padded,) = given
         expected = moe_indexed(x, weights, ids, experts, padded, 3, **options)
+    elif layout == "sorted":
+        ids, offsets = given
+        experts = np.repeat(np.arange(-1, len(offsets) - 1), np.diff([0, *offsets]))  # -1: before the first offset
+        expected = moe_indexed(x, weights, ids[: offsets[-1]], experts, offsets[-1], 3, **options)
     elif layout == "contiguous":
         expected = moe_contiguous(x, weights, *given, **options)
     else:

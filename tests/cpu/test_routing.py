@@ -1,9 +1,9 @@
 """moe_align and moe_reduce against the oracle, bit for bit."""
 
-import humming_ext  # noqa: F401 - registers the ops
 import numpy as np
 import pytest
 import torch
+from humming_ext._ops import ALIGNED
 from oracle.rounding import ROUND
 from oracle.routing import moe_align, moe_reduce
 from support import TORCH, array, assert_bits_equal, guarded, tensor
@@ -22,8 +22,7 @@ def check_align(
 ) -> None:
     map_tensor = None if expert_map is None else torch.from_numpy(expert_map.astype(np.int32))
     outputs = ops.moe_align(torch.from_numpy(ids).to(dtype), experts, block, map_tensor)
-    names = ("sorted_pairs", "positions", "blocks", "num_blocks")
-    for name, actual, expected in zip(names, outputs, moe_align(ids, experts, block, expert_map), strict=True):
+    for name, actual, expected in zip(ALIGNED, outputs, moe_align(ids, experts, block, expert_map), strict=True):
         assert_bits_equal(actual, torch.from_numpy(expected), name)
 
 
@@ -64,8 +63,9 @@ def test_align_writes_nothing_else() -> None:
         guarded(shapes[1], torch.int32) as positions,
         guarded(shapes[2], torch.int32) as blocks,
         guarded(shapes[3], torch.int32) as num_blocks,
+        guarded(shapes[4], torch.int32) as offsets,
     ):
-        outputs = {"sorted_pairs": sorted_pairs, "positions": positions, "blocks": blocks, "num_blocks": num_blocks}
+        outputs = dict(zip(ALIGNED, (sorted_pairs, positions, blocks, num_blocks, offsets), strict=True))
         ops.moe_align.out(torch.from_numpy(ids), 8, 4, None, **outputs)
         for (name, actual), wanted in zip(outputs.items(), expected, strict=True):
             assert_bits_equal(actual, torch.from_numpy(wanted), name)

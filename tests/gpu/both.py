@@ -12,7 +12,7 @@ ops = torch.ops.humming
 
 OUTPUTS = {
     "quantize_activation": ("out", "scale"),
-    "moe_align": ("sorted_pairs", "positions", "blocks", "num_blocks"),
+    "moe_align": ("sorted_pairs", "positions", "blocks", "num_blocks", "expert_offsets"),
     "moe_reduce": ("out",),
     "prepack": ("packed", "row_scale", "stats"),
     "decode_packed": ("out",),

@@ -101,7 +101,7 @@ def test_every_width() -> None:
     routing = Routing("stairs", experts * (experts - 1) // 2, 1, experts)
     for pair in (MXFP4, MXFP4_FP8):
         mixture = make_mixture(pair, 72, 80, routing, Epilogue(), "cuda")
-        for problem in (lay_out(mixture, "contiguous"), lay_out(mixture, "indexed")):
+        for problem in (lay_out(mixture, layout) for layout in ("contiguous", "indexed", "sorted")):
             for parameter in runnable([pair], experts=8):
                 moe_products.check_random(forced(parameter.values[1]), problem)
 
@@ -111,9 +111,11 @@ def test_every_width() -> None:
 @pytest.mark.parametrize(("pair", "n"), [(MXFP4, 2048), (MXFP4_FP8, 512)], ids=str)
 def test_rows_are_copied_where_experts_have_many(pair: tuple, n: int, routing: Routing, pitched: bool) -> None:
     k = 144
-    problem = lay_out(make_mixture(pair, n, k, routing, Epilogue(), "cuda"), "indexed", block=16, pitched=pitched)
-    assert problem.workspace().numel() > routing.tokens * routing.top_k * k * problem.x.element_size()
-    moe_products.check_random(chosen, problem)
+    mixture = make_mixture(pair, n, k, routing, Epilogue(), "cuda")
+    for layout in ("indexed", "sorted"):
+        problem = lay_out(mixture, layout, block=16, pitched=pitched)
+        assert problem.workspace().numel() > routing.tokens * routing.top_k * k * problem.x.element_size()
+        moe_products.check_random(chosen, problem)
 
 
 @layouts

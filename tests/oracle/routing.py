@@ -6,7 +6,7 @@ from .rounding import fma32
 
 
 def moe_align(topk_ids, num_experts: int, block: int, expert_map=None):
-    """(sorted_pairs, positions, blocks, num_blocks): int32, as documented for the operation."""
+    """(sorted_pairs, positions, blocks, num_blocks, expert_offsets): int32, as documented for the operation."""
     ids = np.asarray(topk_ids).reshape(-1).astype(np.int64)
     if expert_map is not None:
         ids = np.where(ids >= 0, np.asarray(expert_map)[np.maximum(ids, 0)], -1)
@@ -15,6 +15,7 @@ def moe_align(topk_ids, num_experts: int, block: int, expert_map=None):
     positions = np.full(num_pairs, -1, np.int32)
     blocks = np.zeros((max(1, min(num_pairs, num_pairs // block + num_experts)), 4), np.int32)
     blocks[:, 0] = -1
+    offsets = np.zeros(num_experts + 1, np.int32)
     row = num_blocks = 0
     for expert in range(num_experts):
         pairs = np.flatnonzero(ids == expert)
@@ -25,7 +26,8 @@ def moe_align(topk_ids, num_experts: int, block: int, expert_map=None):
         sorted_pairs[row : row + len(pairs)] = pairs
         positions[pairs] = np.arange(row, row + len(pairs))
         row += len(pairs)
-    return sorted_pairs, positions, blocks, np.array([num_blocks], np.int32)
+        offsets[expert + 1] = row
+    return sorted_pairs, positions, blocks, np.array([num_blocks], np.int32), offsets
 
 
 def moe_reduce(y, topk_weights, *, topk_ids=None, num_valid_tokens=None, scale: float = 1.0, add=None):

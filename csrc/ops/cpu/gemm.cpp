@@ -125,7 +125,7 @@ void gemm(const GemmParams& params, const GemmRows& rows, int64_t strip) {
       for (int row = 0; row < kStripRows; ++row) tile.acc[t][row] = static_cast<float>(tile.integer[t][row]);
     }
     epilogue.store(tile.acc[t], grouped_x ? 1.0f : x_scale_at(x_scale, pair / rows.top_k, 0),
-                   params.topk_weights ? params.topk_weights[pair] : 1.0f, pair);
+                   params.topk_weights ? params.topk_weights[pair] : 1.0f, rows.in_order ? rows.first + t : pair);
   }
 }
 

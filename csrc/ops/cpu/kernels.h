@@ -16,13 +16,15 @@ namespace humming {
 // make that small, and the tile's buffers (about 300 KiB of stack) stay in the L2 cache.
 inline constexpr int64_t kMaxGemmRows = 192;
 
-// The rows p of one task: ids[0 .. count) or, without ids, first .. first + count - 1; x_row = p / top_k.
+// The rows p of one task: ids[0 .. count) or, without ids, first .. first + count - 1; x_row = p / top_k. Results go to
+// the rows p, or, `in_order`, to first .. first + count - 1.
 struct GemmRows {
   int64_t expert;
   const int32_t* ids;
   int64_t first;
   int64_t count;
   int64_t top_k;
+  bool in_order;
 };
 
 struct CpuKernels {

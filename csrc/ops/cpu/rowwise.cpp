@@ -113,19 +113,21 @@ void moe_reduce(const MoeReduceParams& params, int64_t begin, int64_t end) {
       __builtin_memset(out, 0, static_cast<size_t>(params.hidden * bytes));
       continue;
     }
-    const uint8_t* y = static_cast<const uint8_t*>(params.y) + token * params.y_token_stride * bytes;
+    const uint8_t* y = static_cast<const uint8_t*>(params.y);
     const uint8_t* add = static_cast<const uint8_t*>(params.add);
     for (int64_t first = 0; first < params.hidden; first += kChunk) {
       const int64_t n = params.hidden - first < kChunk ? params.hidden - first : kChunk;
       alignas(64) float sum[kChunk] = {}, term[kChunk];
       for (int64_t slot = 0; slot < params.top_k; ++slot) {
         const int64_t pair = token * params.top_k + slot;
-        if (params.ids && (params.id_dtype == DType::int64 ? static_cast<const int64_t*>(params.ids)[pair]
-                                                           : static_cast<const int32_t*>(params.ids)[pair]) < 0) {
-          continue;
-        }
+        const int64_t id = !params.ids                       ? 0
+                           : params.id_dtype == DType::int64 ? static_cast<const int64_t*>(params.ids)[pair]
+                                                             : static_cast<const int32_t*>(params.ids)[pair];
+        if (id < 0) continue;
         const float weight = params.weights ? params.weights[pair] : 1.0f;
-        load_floats(params.dtype, y + slot * params.y_slot_stride * bytes, first, n, term);
+        const int64_t row =
+            params.y_by_id ? id * params.y_slot_stride : token * params.y_token_stride + slot * params.y_slot_stride;
+        load_floats(params.dtype, y + row * bytes, first, n, term);
         for (int64_t i = 0; i < n; ++i) sum[i] = reduce_accumulate(sum[i], weight, term[i]);
       }
       if (add) {

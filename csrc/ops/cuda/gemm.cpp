@@ -68,39 +68,76 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
   run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), &instance);
 }
 
-// The problem once its pairs are sorted, and how to sort them.
-MoeProblem sorted(const MoeParams& params, MoeSortParams* sort) {
-  const GemmParams& gemm = params.gemm;
-  sort->pairs = {params.sorted_token_ids, params.expert_ids, params.num_post_padded,
-                 params.num_sorted,       params.block,      gemm.out_rows};
-  sort->top_k = static_cast<int>(params.top_k);
-  sort->weights = gemm.topk_weights;
-  sort->scales = static_cast<const float*>(gemm.x_scale.data);
-  const int64_t scale_groups = gemm.x_scale.row_stride;  // none, or one for all of x: 0
-  const int64_t used = place_sorted(gemm.desc, gemm.x_dtype, gemm.out_rows, scale_groups, gemm.workspace, sort);
-  HUMMING_CHECK(gemm.workspace_bytes >= used && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0,
-                "humming::moe_gemm: workspace has ", gemm.workspace_bytes, " bytes, but pairs of the layout ",
-                "\"indexed\" are sorted in it: ", used, " bytes that begin at a multiple of 128");
+// What runs before a product of pairs, if anything.
+struct PairSteps {
+  MoeSortParams sort;  // sorted == nullptr: they are sorted
+  MoeCopyParams copy;  // to == nullptr: rows of x are fetched from where they are
+};
 
-  MoeProblem problem{gemm, {}, sort->out_rows, gemm.out_rows};
-  problem.gemm.workspace = static_cast<uint8_t*>(gemm.workspace) + used;
-  problem.gemm.workspace_bytes -= used;
-  if (sort->scale_groups > 0) problem.gemm.x_scale.data = sort->row_scales;
-  if (gemm.topk_weights != nullptr) problem.gemm.topk_weights = sort->row_weights;
-  problem.rows.counts = sort->counts;
-  problem.rows.pairs = sort->pairs;
-  problem.rows.x_rows = sort->x_rows;
+// The layout indexed: a problem of sorted pairs.
+MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t stream, PairSteps* steps) {
+  const GemmParams& gemm = params.gemm;
+  const WeightDesc& desc = gemm.desc;
+  const MoeWorkspace places = moe_workspace(desc, gemm.x_dtype, gemm.out_rows, gemm.workspace);
+  HUMMING_CHECK(gemm.workspace_bytes >= places.bytes && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0, op,
+                ": workspace has ", gemm.workspace_bytes, " bytes, but the layout \"indexed\" needs ", places.bytes,
+                " bytes that begin at a multiple of 128");
+  MoeProblem problem{gemm, {}, {}, true, gemm.out_rows};
+  problem.gemm.workspace = static_cast<uint8_t*>(gemm.workspace) + places.bytes;
+  problem.gemm.workspace_bytes -= places.bytes;
+  align_rows(op, &problem.gemm, stream);
+
+  MoeRows& rows = problem.rows;
+  const bool blocks = params.in_blocks;
+  rows.rows = static_cast<int>(blocks ? gemm.out_rows : params.num_sorted);
+  rows.offsets = blocks ? places.offsets : params.expert_offsets;
+  rows.offset_dtype = blocks ? DType::int32 : params.offset_dtype;
+  problem.pairs = {blocks ? places.sorted : params.sorted_token_ids, static_cast<int>(params.top_k),
+                   static_cast<int>(gemm.out_rows), params.in_order};
+  if (blocks) {
+    steps->sort = {params.sorted_token_ids,
+                   params.expert_ids,
+                   params.num_post_padded,
+                   params.num_sorted,
+                   params.block,
+                   gemm.out_rows,
+                   static_cast<int>(desc.experts),
+                   places.sorted,
+                   places.offsets,
+                   places.counts};
+  }
+  if (places.row_bytes > 0 && params.num_sorted > kFewPairs) {
+    MoeCopyParams& copy = steps->copy;
+    copy.x = problem.gemm.x;
+    copy.x_row_bytes = problem.gemm.x_row_bytes;
+    copy.tokens = gemm.rows;
+    copy.top_k = problem.pairs.top_k;
+    copy.to = places.rows;
+    copy.to_row_bytes = places.row_bytes;
+    copy.find_positions = params.positions != nullptr ? nullptr : places.positions;
+    copy.positions = params.positions != nullptr ? params.positions : places.positions;
+    copy.sorted = problem.pairs.sorted;
+    copy.num_sorted = static_cast<const uint8_t*>(rows.offsets) + desc.experts * dtype_bits(rows.offset_dtype) / 8;
+    copy.num_sorted_dtype = rows.offset_dtype;
+    problem.gemm.x = places.rows;
+    problem.gemm.x_row_bytes = places.row_bytes;
+    problem.gemm.rows = gemm.out_rows;
+    problem.gathers = false;
+  }
   return problem;
 }
 
-// Of sorted pairs: has their rows of x copied as well, for the product to read in order.
-void copy_rows(MoeSortParams* sort, MoeProblem* problem) {
-  sort->x = problem->gemm.x;
-  sort->x_row_bytes = problem->gemm.x_row_bytes;
-  problem->gemm.x = sort->to_x;
-  problem->gemm.x_row_bytes = sort->to_row_bytes;
-  problem->gemm.rows = problem->gemm.out_rows;
-  problem->rows.x_rows = nullptr;
+// The other layouts: rows of x lie together by expert.
+MoeProblem rows_problem(const char* op, const MoeParams& params, cudaStream_t stream) {
+  MoeProblem problem{params.gemm, {}, {}, false, params.gemm.rows};
+  align_rows(op, &problem.gemm, stream);
+  MoeRows& rows = problem.rows;
+  rows.rows = static_cast<int>(params.gemm.rows);
+  rows.offsets = params.expert_offsets;
+  rows.offset_dtype = params.offset_dtype;
+  rows.counts = params.expert_counts;
+  rows.capacity = params.capacity;
+  return problem;
 }
 
 // Runs the named instance, or the one that selection chooses.
@@ -109,26 +146,18 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   if (!has_rows(params.gemm)) return;
   const OnDeviceOf device(x);
   const DeviceInfo info = device.info();
-  const bool indexed = params.layout == MoeLayout::indexed;
-  MoeSortParams sort{};
-  MoeProblem problem = indexed ? sorted(params, &sort) : MoeProblem{params.gemm, {}, nullptr, params.gemm.rows};
-  align_rows(op, &problem.gemm, device.stream());
-  if (is_few(sort.pairs)) sort.to_x = nullptr;  // many pairs of x, but few of them listed
-  if (sort.to_x != nullptr) copy_rows(&sort, &problem);
-  problem.rows.layout = params.layout;
+  PairSteps steps{};
+  MoeProblem problem = params.layout == MoeLayout::indexed ? pairs_problem(op, params, device.stream(), &steps)
+                                                           : rows_problem(op, params, device.stream());
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
-  problem.rows.rows = static_cast<int>(indexed ? params.gemm.out_rows : params.gemm.rows);
-  problem.rows.offsets = params.expert_offsets;
-  problem.rows.offset_dtype = params.offset_dtype;
-  if (params.layout == MoeLayout::masked) problem.rows.counts = params.expert_counts;
-  problem.rows.capacity = params.capacity;
   if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
 
   const MoeGemmSm90Instance* instance =
       name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
   if (instance == nullptr) refuse(op, params.gemm, x, rejections(candidates_moe_gemm_sm90(problem, info)));
   if (name != nullptr) check_runs(op, *name, cannot_run(*instance, problem, info));
-  if (indexed) launch<MoeSortColumns>(op, x, sort);
+  if (steps.sort.sorted != nullptr) launch<MoeSortColumns>(op, x, steps.sort);
+  if (steps.copy.to != nullptr) launch<MoeCopyColumns>(op, x, steps.copy);
   instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
