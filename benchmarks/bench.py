@@ -255,7 +255,8 @@ def retune_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
     """Times every instance for the cases of a part and writes the table of this GPU. Returns as `run_part` does."""
     path = TUNED / f"{gpu_slug(run.stamp['gpu'])}.csv"
     now, wrong = run.stamp["commit"] or "unknown", 0
-    work = [(case, tokens, count) for case, tokens in run.cases(part) for count in tokens]
+    plain = [(case, tokens) for case, tokens in run.cases(part) if case.is_plain]
+    work = [(case, tokens, count) for case, tokens in plain for count in tokens]
     case_loaded, matrix = None, None
     for index, (case, tokens, count) in enumerate(work):
         if run.is_over:
@@ -329,8 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [part for part, cases in PARTS.items() if chosen & {part, cases[0].op, "all"}]
     if options.gate:
         gpu, targets = results.load_targets()
-        rows = [row for path in sorted((options.results / gpu).glob("*.jsonl")) for row in results.load(path)]
-        return 0 if results.gate(rows, targets) else 1
+        parts_rows = [results.newest(results.load(path)) for path in sorted((options.results / gpu).glob("*.jsonl"))]
+        return 0 if results.gate([row for rows in parts_rows for row in rows], targets) else 1
     if options.plot:
         return _plot_all(options.results)
     device = torch.device(options.device)

@@ -51,6 +51,11 @@ class Case:
         """What to pack the matrix with."""
         return self.scheme.spec(self.activation)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the case that instances are chosen for, of those that only come to the product differently."""
+        return True
+
     def key(self, tokens: int) -> dict[str, object]:
         """The fields of a row that say what was measured."""
         return {
@@ -82,6 +87,10 @@ class MoeCase(Case):
     def __str__(self) -> str:
         quantisation = f", quantisation {self.quantisation}" if self.quantisation else ""
         return f"{super().__str__()} {self.routing}{quantisation}"
+
+    @property
+    def is_plain(self) -> bool:
+        return self.routing == "balanced" and self.quantisation != "timed"
 
     def key(self, tokens: int) -> dict[str, object]:
         return {**super().key(tokens), "routing": self.routing, "quantisation": self.quantisation}

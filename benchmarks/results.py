@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,7 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the kernels that were measured last: what older ones reached proves nothing about them."""
+    """Of a part, the rows of the kernels that were measured last: older ones prove nothing about them."""
     if not rows:
         return []
     binary = max(rows, key=lambda row: row["time"])["binary"]
@@ -193,21 +194,21 @@ def skew_costs(rows: Sequence[Row]) -> list[tuple[Row, float]]:
 def gate(rows: Sequence[Row], targets: Iterable[Target]) -> bool:
     """Prints targets, and rows that are wrong, slower than the peer, or too slow when skewed.
 
-    Returns whether there is nothing to fix.
+    rows: the newest of every part. Returns whether there is nothing to fix.
     """
-    current = newest(rows)
-    print(f"{len(current)} rows of the kernels measured last, {len(rows) - len(current)} of others do not count\n")
-    verdicts = [judge(target, current) for target in targets]
+    commits = Counter(row.get("commit") or "unknown" for row in rows)
+    print("\n".join(f"{count} rows of commit {name}" for name, count in commits.items()))
+    verdicts = [judge(target, rows) for target in targets]
     print(f"{'target':<40} {'n x k':>10} {'tokens':>6}  {'limit':>22}  {'measured':>12}  {'miss':>8}")
     for verdict in verdicts:
         print(verdict)
-    wrong = [row for row in current if row.get("error") is not None]
-    compared = [row for row in current if row.get("ratio") is not None]
+    wrong = [row for row in rows if row.get("error") is not None]
+    compared = [row for row in rows if row.get("ratio") is not None]
     slower = [row for row in compared if row["ratio"] < NEVER_SLOWER]
     unmet = sum(not verdict.is_met for verdict in verdicts)
     print(f"\n{unmet} of {len(verdicts)} targets not met; {len(wrong)} wrong results;")
     print(f"slower than the peer (ratio below {NEVER_SLOWER}): {len(slower)} of {len(compared)} rows")
-    costs = skew_costs(current)
+    costs = skew_costs(rows)
     skewed = [(row, cost) for row, cost in costs if cost > SKEW_COSTS]
     print(f"skewed routing costs more than a factor of {SKEW_COSTS}: {len(skewed)} of {len(costs)} rows")
     for row in [*wrong, *slower]:

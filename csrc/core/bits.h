@@ -247,6 +247,16 @@ HUMMING_HD uint32_t e4m3x2_from_f16x2(uint32_t a) {
 #endif
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+// Two fp32 values to two e4m3 bytes (`low` to the low byte), nearest even, saturating to +-448; NaN becomes 0x7F. Its
+// twin is float_to_e4m3, for values that are no negative NaN.
+__device__ __forceinline__ uint32_t e4m3x2_from_f32x2(float low, float high) {
+  uint16_t d;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(high), "f"(low));
+  return d;
+}
+#endif
+
 // The inverse: two e4m3 bytes (low half word) to two fp16 values, exact.
 HUMMING_HD uint32_t f16x2_from_e4m3x2(uint32_t a) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890

@@ -44,6 +44,15 @@ HUMMING_HD uint8_t quantize_value(float value, float scale, DType dtype) {
   return static_cast<uint8_t>(static_cast<int32_t>(math::round_even(clamped)));
 }
 
+// Two values at a time, to the low and the high byte: of e4m3 in one instruction where there is one.
+template <DType kDType>
+HUMMING_HD uint32_t quantize_pair(float low, float high, float scale) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  if constexpr (kDType == DType::e4m3) return e4m3x2_from_f32x2(low / scale, high / scale);
+#endif
+  return quantize_value(low, scale, kDType) | uint32_t{quantize_value(high, scale, kDType)} << 8;
+}
+
 // Two int4 of one byte: the low nibble is the even column.
 HUMMING_HD uint8_t pack_int4(uint8_t even, uint8_t odd) { return static_cast<uint8_t>((even & 0xF) | odd << 4); }
 

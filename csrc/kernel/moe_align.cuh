@@ -1,13 +1,13 @@
 // Sorts (token, slot) pairs by expert: a stable counting sort in one launch, the same bits in every run.
 //
 //   grid    one block per local expert, kThreads threads
-//   shared  counts[num_experts]: pairs per expert, the histogram that every block builds for itself
+//   shared  counts[num_experts]: pairs per expert, which every block counts for itself if descriptors are wanted
 //   warp w  owns the pairs [w * span, (w + 1) * span), in both passes, so that warps place their pairs without meeting
 //
-// Pass 1 counts. Sums over the lower experts then give the expert's first sorted row and first block descriptor, and
-// sums over the lower warps each warp's first row. Pass 2 places: within a warp, the rank of a pair is the number of
-// lower lanes that hold the same expert. Only counts are accumulated by atomics, so their order does not matter.
-// The block of the last expert also writes what lies past the end.
+// Pass 1 counts the pairs of the expert and of lower ones, whose number is the expert's first sorted row; sums over the
+// lower warps give each warp's first row. Pass 2 places: within a warp, the rank of a pair is the number of lower lanes
+// that hold the same expert. It leaves out what pass 1 has seen to hold none. Only counts are accumulated by atomics,
+// so their order does not matter. The block of the last expert also writes what lies past the end.
 #pragma once
 
 #include "core/check.h"
@@ -20,6 +20,7 @@ namespace moe_align {
 
 inline constexpr int kThreads = 1024;
 inline constexpr int kWarps = kThreads / kWarpSize;
+inline constexpr int kAtOnce = 4;
 static_assert(kWarps == kWarpSize, "one warp reduces the partial sums of all warps; keep 32 warps");
 inline constexpr int64_t kMaxExperts = 8192;  // 32 KiB of counts; a block has 48 KiB without opting in
 
@@ -62,56 +63,78 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
       static_cast<int>(at_most(p.block, p.num_pairs > 0 ? p.num_pairs : 1));  // a longer block never fills
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
+  const bool wants_blocks = p.blocks != nullptr;
 
   begin_dependent<Config>();
-  for (int i = threadIdx.x; i < num_experts; i += kThreads) counts[i] = 0;
+  for (int i = threadIdx.x; i < num_experts && wants_blocks; i += kThreads) counts[i] = 0;
   __syncthreads();
 
-  // Pass 1. The bounds are the same for a whole warp: its lanes vote together.
+  // Both passes go through parts of kAtOnce * 32 pairs, whose experts are asked for at once. The bounds are the same
+  // for a whole warp: its lanes vote together.
   const int64_t span = ceil_div(p.num_pairs, kThreads) * kWarpSize;
   const int64_t begin = warp * span;
   const int64_t end = at_most(begin + span, p.num_pairs);
-  int warp_pairs = 0;
-  for (int64_t first = begin; first < end; first += kWarpSize) {
-    const int64_t pair = first + lane;
-    const int found = pair < end ? expert_of(p, pair) : -1;
-    if (found >= 0) atomicAdd(&counts[found], 1);
-    warp_pairs += __popc(__ballot_sync(kFullWarp, found == expert));
+  constexpr int kPart = kAtOnce * kWarpSize;
+  const int64_t parts_per_bit = ceil_div(span, int64_t{32} * kPart);
+  const auto bit_of = [&](int64_t first) { return 1u << ((first - begin) / kPart / parts_per_bit); };
+  const auto load = [&](int64_t first, int (&found)[kAtOnce]) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t pair = first + i * kWarpSize + lane;
+      found[i] = pair < end ? expert_of(p, pair) : -1;
+    }
+  };
+
+  int warp_pairs = 0, warp_before = 0;
+  unsigned to_place = 0;  // a bit for a few parts each: whether one holds what this block writes
+  for (int64_t first = begin; first < end; first += kPart) {
+    int found[kAtOnce];
+    load(first, found);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (wants_blocks && found[i] >= 0) atomicAdd(&counts[found[i]], 1);
+      warp_before += __popc(__ballot_sync(kFullWarp, found[i] >= 0 && found[i] < expert));
+      const int same = __popc(__ballot_sync(kFullWarp, found[i] == expert));
+      warp_pairs += same;
+      if (same > 0) to_place |= bit_of(first);
+    }
   }
   __syncthreads();
 
-  int rows_before = 0, blocks_before = 0;
-  for (int i = threadIdx.x; i < expert; i += kThreads) {
-    rows_before += counts[i];
-    blocks_before += num_blocks_of(counts[i], block);
-  }
-  const int first_row = block_sum(rows_before, partial);
+  int blocks_before = 0;
+  for (int i = threadIdx.x; i < expert && wants_blocks; i += kThreads) blocks_before += num_blocks_of(counts[i], block);
+  const int first_row = block_sum(lane == 0 ? warp_before : 0, partial);
   const int first_block = block_sum(blocks_before, partial);
-  const int rows = counts[expert];
+  const int rows = block_sum(lane == 0 ? warp_pairs : 0, partial);
   const int num_blocks = num_blocks_of(rows, block);
 
   if (lane == 0) partial[warp] = warp_pairs;
   __syncthreads();
   int row = first_row + __reduce_add_sync(kFullWarp, lane < warp ? partial[lane] : 0);
 
-  // Pass 2. The first block also answers for the pairs that no expert takes.
-  for (int64_t first = begin; first < end && (warp_pairs > 0 || expert == 0); first += kWarpSize) {
-    const int64_t pair = first + lane;
-    const int found = pair < end ? expert_of(p, pair) : -1;
-    const unsigned same = __ballot_sync(kFullWarp, found == expert);
-    if (found == expert) {
-      const int at = row + __popc(same & ((1u << lane) - 1));
-      p.sorted_pairs[at] = static_cast<int32_t>(pair);
-      p.positions[pair] = at;
-    } else if (expert == 0 && found < 0 && pair < end) {
-      p.positions[pair] = -1;
+  // The first block also answers for the pairs that no expert takes.
+  for (int64_t first = begin; first < end; first += kPart) {
+    if (expert > 0 && (to_place & bit_of(first)) == 0) continue;
+    int found[kAtOnce];
+    load(first, found);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t pair = first + i * kWarpSize + lane;
+      const unsigned same = __ballot_sync(kFullWarp, found[i] == expert);
+      if (found[i] == expert) {
+        const int at = row + __popc(same & ((1u << lane) - 1));
+        p.sorted_pairs[at] = static_cast<int32_t>(pair);
+        p.positions[pair] = at;
+      } else if (expert == 0 && found[i] < 0 && pair < end) {
+        p.positions[pair] = -1;
+      }
+      row += __popc(same);
     }
-    row += __popc(same);
   }
 
   if (threadIdx.x == 0) p.offsets[expert] = first_row;
   int4* blocks = reinterpret_cast<int4*>(p.blocks);
-  for (int i = threadIdx.x; i < num_blocks && blocks != nullptr; i += kThreads) {
+  for (int i = threadIdx.x; i < num_blocks && wants_blocks; i += kThreads) {
     const int done = i * block;
     blocks[first_block + i] = make_int4(expert, first_row + done, rows - done < block ? rows - done : block, 0);
   }
@@ -123,7 +146,7 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
     }
     if (threadIdx.x == 0) {
       p.offsets[num_experts] = first_row + rows;
-      if (p.num_blocks != nullptr) *p.num_blocks = first_block + num_blocks;
+      if (wants_blocks) *p.num_blocks = first_block + num_blocks;
     }
   }
 }

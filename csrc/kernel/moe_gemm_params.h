@@ -69,19 +69,4 @@ struct MoeSortParams {
 // So few that every block of the sorting kernel counts for itself what experts have.
 inline constexpr int64_t kFewPairs = 8192;
 
-// Rows of x side by side in the order of sorted pairs.
-struct MoeCopyParams {
-  const void* x;  // rows begin at multiples of 16 bytes
-  int64_t x_row_bytes;
-  int64_t tokens;
-  int top_k;
-  void* to;
-  int64_t to_row_bytes;      // a multiple of 16, no more than x_row_bytes
-  const int32_t* positions;  // [tokens * top_k], where in the order every pair is, -1: nowhere
-  int32_t* find_positions;   // the same, to be found first, or nullptr
-  const int32_t* sorted;     // [tokens * top_k], the pairs, of which
-  const void* num_sorted;    // a device scalar says how many there are
-  DType num_sorted_dtype;    // int32, int64
-};
-
 }  // namespace humming

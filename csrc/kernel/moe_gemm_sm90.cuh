@@ -5,7 +5,8 @@
 //   tile    (block, row tile): 64 * row_groups packed rows x the block. Row tiles are fastest, so that the tokens of
 //           a block stay in L2
 //
-// Persistent: a CTA takes every gridDim.x-th tile. Every CTA makes the list of blocks for itself, in shared memory:
+// Persistent: a CTA takes tiles that are as far apart as CTAs are many. Every CTA makes the list of blocks for itself,
+// in shared memory:
 //
 //   first_block[experts + 1]   blocks of the experts before
 //   first_row[experts]         of x
@@ -248,8 +249,10 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   // The same for all threads, which the compiler is to know: what the ring and its descriptors need is then uniform.
   const int num_tiles = __shfl_sync(kFullWarp, blocks.count() * row_tiles, 0);
-  const int first_tile = blockIdx.x;
-  const int step = gridDim.x;
+  // As many CTAs work as take equally many tiles: where memory is the bound, a last round of few would waste it.
+  const int rounds = max(1, (num_tiles + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x));
+  const int step = max(1, (num_tiles + rounds - 1) / rounds);
+  const int first_tile = static_cast<int>(blockIdx.x) < step ? blockIdx.x : num_tiles;
 
   if (group == kConsumers) {
     if constexpr (kTile.moves_registers()) {

@@ -61,7 +61,7 @@ struct MoeAlignParams {
   int32_t* sorted_pairs;  // [num_pairs]
   int32_t* positions;     // [num_pairs]
   int32_t* blocks;        // [max_blocks, 4] = expert, first_row, rows, 0; or nullptr
-  int32_t* num_blocks;    // [1], or nullptr
+  int32_t* num_blocks;    // [1], or nullptr without blocks
   int32_t* offsets;       // [num_experts + 1], in sorted_pairs
 };
 
@@ -172,7 +172,6 @@ struct MoeParams {
   const int32_t* expert_ids;  // [num_sorted / block]
   int64_t block;
   const int32_t* num_post_padded;  // [1]
-  const int32_t* positions;        // sorted: [out_rows], i of every pair or -1, if known
   bool in_order;
   const void* expert_offsets;    // [experts + 1]
   DType offset_dtype;            // int32, int64

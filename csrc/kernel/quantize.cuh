@@ -72,42 +72,45 @@ __device__ inline uint32_t largest_magnitude(const float (&values)[kValues]) {
   return amax;
 }
 
-__device__ inline void store(const QuantizeParams& p, int64_t row, int64_t column, float scale, bool vectors,
-                             const float (&values)[kValues]) {
-  uint8_t codes[kValues];
+template <DType kOut>
+__device__ void store_as(const QuantizeParams& p, int64_t row, int64_t column, float scale, bool vectors,
+                         const float (&values)[kValues]) {
+  uint32_t pairs[kValues / 2];  // of codes, a byte each
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) codes[i] = quantize_value(values[i], scale, p.out_dtype);
+  for (int i = 0; i < kValues / 2; ++i) pairs[i] = quantize_pair<kOut>(values[2 * i], values[2 * i + 1], scale);
   const int64_t count = p.k - column;
-  uint8_t* out = p.out + row * p.out_row_bytes;
-  if (p.out_dtype == DType::int4) {
-    out += column / 2;
+  uint8_t* out = p.out + row * p.out_row_bytes + (kOut == DType::int4 ? column / 2 : column);
+  if constexpr (kOut == DType::int4) {
     uint32_t packed = 0;
 #pragma unroll
-    for (int i = 0; i < kValues; i += 2) packed |= uint32_t{pack_int4(codes[i], codes[i + 1])} << (4 * i);
+    for (int i = 0; i < kValues / 2; ++i) packed |= uint32_t{pack_int4(pairs[i], pairs[i] >> 8)} << (8 * i);
     if (vectors && count >= kValues) {
       *reinterpret_cast<uint32_t*>(out) = packed;
       return;
     }
 #pragma unroll
-    for (int i = 0; i < kValues; i += 2) {
-      if (i < count) out[i / 2] = static_cast<uint8_t>(packed >> (4 * i));
+    for (int i = 0; i < kValues / 2; ++i) {
+      if (2 * i < count) out[i] = static_cast<uint8_t>(packed >> (8 * i));
     }
-    return;
-  }
-  out += column;
-  if (vectors && count >= kValues) {
-    uint2 packed = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      packed.x |= uint32_t{codes[i]} << (8 * i);
-      packed.y |= uint32_t{codes[4 + i]} << (8 * i);
+  } else {
+    if (vectors && count >= kValues) {
+      *reinterpret_cast<uint2*>(out) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+      return;
     }
-    *reinterpret_cast<uint2*>(out) = packed;
-    return;
-  }
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) {
-    if (i < count) out[i] = codes[i];
+    for (int i = 0; i < kValues; ++i) {
+      if (i < count) out[i] = static_cast<uint8_t>(pairs[i / 2] >> (i % 2 * 8));
+    }
+  }
+}
+
+__device__ inline void store(const QuantizeParams& p, int64_t row, int64_t column, float scale, bool vectors,
+                             const float (&values)[kValues]) {
+  switch (p.out_dtype) {
+    case DType::e4m3: return store_as<DType::e4m3>(p, row, column, scale, vectors, values);
+    case DType::e5m2: return store_as<DType::e5m2>(p, row, column, scale, vectors, values);
+    case DType::int8: return store_as<DType::int8>(p, row, column, scale, vectors, values);
+    default: return store_as<DType::int4>(p, row, column, scale, vectors, values);
   }
 }
 

@@ -263,7 +263,6 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
   }
   params->gate_up.sorted_token_ids = align.sorted_pairs;
   params->gate_up.num_sorted = layer.pairs;
-  params->gate_up.positions = align.positions;
   params->gate_up.in_order = true;
   params->down.layout = MoeLayout::contiguous;
 

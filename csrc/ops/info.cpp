@@ -26,10 +26,7 @@ std::vector<int64_t> row_scale_shape(std::vector<int64_t> desc) {
   return parse_desc("humming::row_scale_shape", desc).row_scale_shape();
 }
 
-int64_t moe_gemm_workspace(std::vector<int64_t> desc, int64_t pairs) {
-  const WeightDesc weight = parse_desc("humming::moe_gemm_workspace", desc);
-  return moe_workspace(weight, own_dtype(weight.operand), pairs, nullptr).bytes;
-}
+int64_t moe_gemm_workspace(int64_t experts, int64_t pairs) { return moe_workspace(experts, pairs, nullptr).bytes; }
 
 // What happens to x before it is multiplied.
 std::string widening(const WeightDesc& desc, DType x) {

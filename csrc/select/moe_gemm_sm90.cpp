@@ -21,33 +21,17 @@ int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInf
                    [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
 }
 
-// Whether rows of x are copied by expert before the product. Threads fetch rows from anywhere more slowly than the copy
-// engine brings neighbours: where experts have many rows that costs the product 11 % of its time with 16-bit tokens and
-// 26 % with 8-bit ones (docs/performance.md), and the more the larger n is, while a copy takes the same time for all n.
-bool copies_rows(const WeightDesc& desc, DType x, int64_t pairs) {
-  constexpr int64_t kManyRows = 64;
-  const bool wide = dtype_bits(x) == 16;
-  return pairs >= kManyRows * desc.experts && pairs > kFewPairs && desc.n >= (wide ? 2048 : 512) &&
-         is_multiple(desc.k * dtype_bits(x), 8 * kRowAlign);
-}
-
 }  // namespace
 
-MoeWorkspace moe_workspace(const WeightDesc& desc, DType x, int64_t pairs, void* base) {
+MoeWorkspace moe_workspace(int64_t experts, int64_t pairs, void* base) {
   MoeWorkspace workspace{};
-  const auto take = [&](auto** part, int64_t count) {
-    if (base != nullptr)
-      *part = reinterpret_cast<std::remove_reference_t<decltype(*part)>>(static_cast<uint8_t*>(base) + workspace.bytes);
-    workspace.bytes += (count * static_cast<int64_t>(sizeof(**part)) + 127) / 128 * 128;
+  const auto take = [&](int32_t** part, int64_t count) {
+    if (base != nullptr) *part = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(base) + workspace.bytes);
+    workspace.bytes += (count * static_cast<int64_t>(sizeof(int32_t)) + 127) / 128 * 128;
   };
   take(&workspace.sorted, pairs);
-  take(&workspace.offsets, desc.experts + 1);
-  take(&workspace.counts, 2 * desc.experts);
-  if (copies_rows(desc, x, pairs)) {
-    workspace.row_bytes = desc.k * dtype_bits(x) / 8;
-    take(&workspace.positions, pairs);
-    take(&workspace.rows, pairs * workspace.row_bytes);
-  }
+  take(&workspace.offsets, experts + 1);
+  take(&workspace.counts, 2 * experts);
   return workspace;
 }
 

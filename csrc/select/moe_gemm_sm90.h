@@ -26,17 +26,13 @@ struct MoeProblem {
 // As typical_gemm: so many rows, together.
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows);
 
-// What the layout indexed has in its workspace: pairs sorted by expert, if they come in blocks, and rows of x in their
-// order, if these are many.
+// Where blocks of pairs are sorted (MoeSortParams).
 struct MoeWorkspace {
-  int32_t *sorted, *offsets, *counts;  // MoeSortParams
-  int32_t* positions;                  // MoeCopyParams, as the rest
-  uint8_t* rows;
-  int64_t row_bytes;  // 0: rows are not copied
-  int64_t bytes;      // of all
+  int32_t *sorted, *offsets, *counts;
+  int64_t bytes;  // of all
 };
 // `base`, at a multiple of 128, may be nullptr to ask only for the bytes.
-MoeWorkspace moe_workspace(const WeightDesc& desc, DType x, int64_t pairs, void* base);
+MoeWorkspace moe_workspace(int64_t experts, int64_t pairs, void* base);
 
 // Why an instance cannot run a problem; nullptr if it can.
 const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);

@@ -111,11 +111,13 @@ def _moe_gemm_outputs(
 
 
 def _moe_gemm_workspace_bytes(x: Tensor, desc: list[int], layout: str, top_k: int) -> int:
-    """Workspace of moe_gemm on a GPU: layout "indexed" sorts its pairs there, or copies their rows of x."""
+    """Workspace of moe_gemm on a GPU, which sorts the blocks of the layout "indexed" there."""
     if not x.is_cuda:
         return 0
     copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
-    return copy if layout != "indexed" else copy + _ops.moe_gemm_workspace(desc, x.shape[0] * top_k)
+    if layout != "indexed":
+        return copy
+    return copy + _ops.moe_gemm_workspace(WeightDesc.of(desc).experts, x.shape[0] * top_k)
 
 
 def _moe_gemm(*args: Any, expected_tokens: int | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -165,11 +167,7 @@ def fused_moe_workspace_bytes(
     if device.type != "cuda":
         return size
     row_bytes = WeightDesc.of(w13_desc).k * x_dtype.itemsize
-    if row_bytes % 16:
-        size += rows * _ceil_div(row_bytes, _PITCH_BYTES) * _PITCH_BYTES
-    if layout == "indexed":
-        size += _ops.moe_gemm_workspace(w13_desc, rows * top_k)
-    return size
+    return size + (rows * _ceil_div(row_bytes, _PITCH_BYTES) * _PITCH_BYTES if row_bytes % 16 else 0)
 
 
 def _fused_moe(x: Tensor, *args: Any, group: int = 0, out_dtype: torch.dtype | None = None, **options: Any) -> Tensor:

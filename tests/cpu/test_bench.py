@@ -331,15 +331,21 @@ def test_the_gate_passes_and_names_what_it_does_not() -> None:
 
 
 def test_the_gate_takes_the_kernels_measured_last() -> None:
-    old = a_row(binary="old", time="2026-01-01T00:00:00+00:00")
-    assert not results.gate([old, a_row(tokens=1)], [a_target("us", 10.0)])
-    assert results.gate(
-        [a_row(binary="old", time="2026-01-03T00:00:00+00:00"), a_row(tokens=1)], [a_target("us", 10.0)]
-    )
+    new = a_row(tokens=1)
+    assert results.newest([a_row(binary="old", time="2026-01-01T00:00:00+00:00"), new]) == [new]
+    old = a_row(binary="old", time="2026-01-03T00:00:00+00:00")
+    assert results.newest([old, new]) == [old] and results.newest([]) == []
 
 
-def test_the_gate_is_the_exit_status(tmp_path: Path) -> None:
+def test_the_gate_takes_every_part_and_is_the_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(results, "load_targets", lambda: ("gpu", [a_target("us", 10.0)]))
     assert bench.main(["--gate", "--results", str(tmp_path)]) == 1
+    results.save(tmp_path / "gpu" / "one.jsonl", [a_row()])
+    results.save(tmp_path / "gpu" / "other.jsonl", [a_row(binary="other", tokens=1)])
+    assert bench.main(["--gate", "--results", str(tmp_path)]) == 0
+    assert "2 rows of commit" in capsys.readouterr().out
 
 
 # ---- tuning ---------------------------------------------------------------------------------------------------------

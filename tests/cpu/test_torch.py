@@ -212,20 +212,3 @@ def test_a_compiled_network_equals_the_eager_one() -> None:
     x = random_x(5, 160).float()
     torch.compiler.reset()
     assert_bits_equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
-
-
-@pytest.mark.parametrize(("operand", "n", "pairs", "copied"), [
-    ("bf16", 2048, 8200, True),
-    ("bf16", 2048, 8192, False),  # few
-    ("bf16", 1024, 8200, False),  # fetching rows costs a narrow product less than a copy
-    ("e4m3", 512, 8200, True),
-    ("e4m3", 504, 8200, False),
-])  # fmt: skip
-def test_the_workspace_holds_rows_where_experts_have_many(operand: str, n: int, pairs: int, copied: bool) -> None:
-    def size(pairs: int, k: int) -> int:
-        desc = WeightCase("e2m1", operand, "e8m0", 32, n=n, k=k, experts=8).desc
-        return torch.ops.humming.moe_gemm_workspace(desc, pairs)
-
-    row_bytes = 256 * (2 if operand == "bf16" else 1)
-    assert (size(pairs, 256) >= pairs * row_bytes) == copied
-    assert size(pairs, 260 if operand == "e4m3" else 258) < pairs * row_bytes  # rows at multiples of 16 bytes only

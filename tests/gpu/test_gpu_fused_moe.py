@@ -153,7 +153,7 @@ def test_a_workspace_that_is_too_small_is_refused() -> None:
     given, module = empty_result(problem), problem.layer.module
     descs = (module.w13.weight.desc, module.w2.weight.desc)
     sizes = (TOKENS, case.top_k, torch.bfloat16, torch.bfloat16, *descs, "indexed", 0)
-    for size in (0, torch.ops.humming.fused_moe_workspace(*sizes)):  # without what the products take
+    for size in (0, torch.ops.humming.fused_moe_workspace(*sizes) - 1):
         with pytest.raises(RuntimeError, match="workspace has"):
             problem.call(out=given["out"], workspace=given["workspace"][:size])
     with pytest.raises(RuntimeError, match="workspace does not begin at a multiple of 128"):

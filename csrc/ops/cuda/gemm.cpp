@@ -68,62 +68,33 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
   run_gemm(x, check_gemm(x, x_scale, packed, scale2, bias, desc, out, workspace), &instance);
 }
 
-// What runs before a product of pairs, if anything.
-struct PairSteps {
-  MoeSortParams sort;  // sorted == nullptr: they are sorted
-  MoeCopyParams copy;  // to == nullptr: rows of x are fetched from where they are
-};
-
-// The layout indexed: a problem of sorted pairs.
-MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t stream, PairSteps* steps) {
-  const GemmParams& gemm = params.gemm;
-  const WeightDesc& desc = gemm.desc;
-  const MoeWorkspace places = moe_workspace(desc, gemm.x_dtype, gemm.out_rows, gemm.workspace);
-  HUMMING_CHECK(gemm.workspace_bytes >= places.bytes && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0, op,
-                ": workspace has ", gemm.workspace_bytes, " bytes, but the layout \"indexed\" needs ", places.bytes,
-                " bytes that begin at a multiple of 128");
-  MoeProblem problem{gemm, {}, {}, true, gemm.out_rows};
-  problem.gemm.workspace = static_cast<uint8_t*>(gemm.workspace) + places.bytes;
-  problem.gemm.workspace_bytes -= places.bytes;
-  align_rows(op, &problem.gemm, stream);
-
-  MoeRows& rows = problem.rows;
-  const bool blocks = params.in_blocks;
-  rows.rows = static_cast<int>(blocks ? gemm.out_rows : params.num_sorted);
-  rows.offsets = blocks ? places.offsets : params.expert_offsets;
-  rows.offset_dtype = blocks ? DType::int32 : params.offset_dtype;
-  problem.pairs = {blocks ? places.sorted : params.sorted_token_ids, static_cast<int>(params.top_k),
-                   static_cast<int>(gemm.out_rows), params.in_order};
-  if (blocks) {
-    steps->sort = {params.sorted_token_ids,
-                   params.expert_ids,
-                   params.num_post_padded,
-                   params.num_sorted,
-                   params.block,
-                   gemm.out_rows,
-                   static_cast<int>(desc.experts),
-                   places.sorted,
-                   places.offsets,
-                   places.counts};
+// The layout indexed: a problem of sorted pairs, and, if they come in blocks, how to sort them (sort->sorted).
+MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t stream, MoeSortParams* sort) {
+  MoeProblem problem{params.gemm, {}, {}, true, params.gemm.out_rows};
+  GemmParams& gemm = problem.gemm;
+  const int experts = static_cast<int>(gemm.desc.experts), top_k = static_cast<int>(params.top_k);
+  const int limit = static_cast<int>(gemm.out_rows);
+  if (params.in_blocks) {
+    const MoeWorkspace places = moe_workspace(experts, gemm.out_rows, gemm.workspace);
+    HUMMING_CHECK(gemm.workspace_bytes >= places.bytes && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0, op,
+                  ": workspace has ", gemm.workspace_bytes,
+                  " bytes, but blocks of the layout \"indexed\" are sorted in ", "it: ", places.bytes,
+                  " bytes that begin at a multiple of 128");
+    gemm.workspace = static_cast<uint8_t*>(gemm.workspace) + places.bytes;
+    gemm.workspace_bytes -= places.bytes;
+    *sort = {params.sorted_token_ids, params.expert_ids, params.num_post_padded, params.num_sorted, params.block,
+             gemm.out_rows,           experts,           places.sorted,          places.offsets,    places.counts};
+    problem.rows.rows = limit;
+    problem.rows.offsets = places.offsets;
+    problem.rows.offset_dtype = DType::int32;
+    problem.pairs = {places.sorted, top_k, limit, params.in_order};
+  } else {
+    problem.rows.rows = static_cast<int>(params.num_sorted);
+    problem.rows.offsets = params.expert_offsets;
+    problem.rows.offset_dtype = params.offset_dtype;
+    problem.pairs = {params.sorted_token_ids, top_k, limit, params.in_order};
   }
-  if (places.row_bytes > 0 && params.num_sorted > kFewPairs) {
-    MoeCopyParams& copy = steps->copy;
-    copy.x = problem.gemm.x;
-    copy.x_row_bytes = problem.gemm.x_row_bytes;
-    copy.tokens = gemm.rows;
-    copy.top_k = problem.pairs.top_k;
-    copy.to = places.rows;
-    copy.to_row_bytes = places.row_bytes;
-    copy.find_positions = params.positions != nullptr ? nullptr : places.positions;
-    copy.positions = params.positions != nullptr ? params.positions : places.positions;
-    copy.sorted = problem.pairs.sorted;
-    copy.num_sorted = static_cast<const uint8_t*>(rows.offsets) + desc.experts * dtype_bits(rows.offset_dtype) / 8;
-    copy.num_sorted_dtype = rows.offset_dtype;
-    problem.gemm.x = places.rows;
-    problem.gemm.x_row_bytes = places.row_bytes;
-    problem.gemm.rows = gemm.out_rows;
-    problem.gathers = false;
-  }
+  align_rows(op, &gemm, stream);
   return problem;
 }
 
@@ -146,8 +117,8 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   if (!has_rows(params.gemm)) return;
   const OnDeviceOf device(x);
   const DeviceInfo info = device.info();
-  PairSteps steps{};
-  MoeProblem problem = params.layout == MoeLayout::indexed ? pairs_problem(op, params, device.stream(), &steps)
+  MoeSortParams sort{};
+  MoeProblem problem = params.layout == MoeLayout::indexed ? pairs_problem(op, params, device.stream(), &sort)
                                                            : rows_problem(op, params, device.stream());
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
   if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
@@ -156,8 +127,7 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
       name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
   if (instance == nullptr) refuse(op, params.gemm, x, rejections(candidates_moe_gemm_sm90(problem, info)));
   if (name != nullptr) check_runs(op, *name, cannot_run(*instance, problem, info));
-  if (steps.sort.sorted != nullptr) launch<MoeSortColumns>(op, x, steps.sort);
-  if (steps.copy.to != nullptr) launch<MoeCopyColumns>(op, x, steps.copy);
+  if (sort.sorted != nullptr) launch<MoeSortColumns>(op, x, sort);
   instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
