@@ -5,7 +5,7 @@
 //   tile    (block, row tile): 64 * row_groups packed rows x the block. Row tiles are fastest, so that the tokens of
 //           a block stay in L2
 //
-// Persistent: a CTA takes tiles that are as far apart as CTAs are many. Every CTA makes the list of blocks for itself,
+// Persistent: a CTA takes every n-th tile of n CTAs. Every CTA makes the list of blocks for itself,
 // in shared memory:
 //
 //   first_block[experts + 1]   blocks of the experts before
@@ -133,6 +133,15 @@ __device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread) 
   __syncthreads();
 }
 
+// How many CTAs work. In few rounds of tiles, as many as take equally many: memory is shared by fewer in every round,
+// instead of by a few in the last one.
+template <int kCtas>
+__device__ int ctas_of(int tiles) {
+  constexpr int kFewRounds = 8;
+  const int ctas = static_cast<int>(gridDim.x), rounds = (tiles + ctas - 1) / ctas;
+  return kCtas == 1 && rounds > 0 && rounds <= kFewRounds ? (tiles + rounds - 1) / rounds : ctas;
+}
+
 // By a whole warp.
 template <class Gemm>
 struct Tile {
@@ -249,9 +258,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   // The same for all threads, which the compiler is to know: what the ring and its descriptors need is then uniform.
   const int num_tiles = __shfl_sync(kFullWarp, blocks.count() * row_tiles, 0);
-  // As many CTAs work as take equally many tiles: where memory is the bound, a last round of few would waste it.
-  const int rounds = max(1, (num_tiles + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x));
-  const int step = max(1, (num_tiles + rounds - 1) / rounds);
+  const int step = ctas_of<Config::kCtas>(num_tiles);
   const int first_tile = static_cast<int>(blockIdx.x) < step ? blockIdx.x : num_tiles;
 
   if (group == kConsumers) {
@@ -282,7 +289,10 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
                                next.work.row_tile * kTile.rows(), here, tables.full());
         }
         if (m.gathers_tokens) {
-          ptx::mbarrier_wait(tables.full(), tables.phase());
+          if constexpr (kGatherers > 1)
+            ptx::mbarrier_wait(tables.full(), tables.phase());
+          else
+            __syncwarp();  // its own warp has written the rows
           const typename Producer::template Gather<kGatherers> gather(tables.table().x_row, p.x_row_bytes, role - 1,
                                                                       here, next.work.tokens);
           gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x), here);
