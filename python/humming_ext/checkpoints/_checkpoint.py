@@ -16,6 +16,7 @@ from .fp8 import Fp8
 from .gguf import GgufFile
 from .gptq import Gptq
 from .int8 import Int8
+from .modelopt import Modelopt
 from .mxfp4 import Mxfp4
 
 
@@ -36,6 +37,7 @@ ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
     "fbgemm_fp8": Fp8,
     "fp8": Fp8,
     "gptq": Gptq,
+    "modelopt": Modelopt,
     "mxfp4": lambda _: Mxfp4(),
     "w8a8_int8": lambda _: Int8(),
 }

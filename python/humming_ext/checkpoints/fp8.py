@@ -46,22 +46,29 @@ class Fp8:
         codes = tensors.get(f"{name}.weight", _CODES, [None, None])
         if codes.dtype != torch.float8_e4m3fn:
             return _mxfp4(tensors, name, scale_name, codes)
+        if not self._block:
+            return read_fp8(tensors, name)
         n, k = codes.shape
-        if self._block:
-            rows, columns = self._block
-            shape = [-(-n // rows), -(-k // columns)]
-            scale = tensors.get(scale_name, (*_FLOATS, _E8M0), shape)
-            spec = QuantSpec(WeightFormat.e4m3, group=columns, block_rows=rows, scale_dtype=scale.dtype)
-        else:
-            scale = tensors.get(scale_name, _FLOATS)
-            if list(scale.shape) not in ([], [1], [n], [n, 1]):
-                raise ValueError(f"{scale_name}: shape {list(scale.shape)} is not [], [1], [{n}] or [{n}, 1]")
-            spec = QuantSpec(WeightFormat.e4m3, block_rows=int(scale.numel() != 1), scale_dtype=scale.dtype)
+        rows, columns = self._block
+        shape = [-(-n // rows), -(-k // columns)]
+        scale = tensors.get(scale_name, (*_FLOATS, _E8M0), shape)
+        spec = QuantSpec(WeightFormat.e4m3, group=columns, block_rows=rows, scale_dtype=scale.dtype)
         return CheckpointWeight(name, spec, codes, scale)
 
     @property
     def _scales(self) -> list[str]:
         return ["weight_scale_inv", "scale"] if self._block else ["weight_scale"]
+
+
+def read_fp8(tensors: Tensors, name: str) -> CheckpointWeight:
+    """A weight with a scale per tensor or channel. Raises ValueError, naming the tensor, if it is something else."""
+    codes = tensors.get(f"{name}.weight", (torch.float8_e4m3fn,), [None, None])
+    scale = tensors.get(f"{name}.weight_scale", _FLOATS)
+    n = len(codes)
+    if list(scale.shape) not in ([], [1], [n], [n, 1]):
+        raise ValueError(f"{name}.weight_scale: shape {list(scale.shape)} is not [], [1], [{n}] or [{n}, 1]")
+    spec = QuantSpec(WeightFormat.e4m3, block_rows=int(scale.numel() != 1), scale_dtype=scale.dtype)
+    return CheckpointWeight(name, spec, codes, scale)
 
 
 def _mxfp4(tensors: Tensors, name: str, scale_name: str, codes: Tensor) -> CheckpointWeight:
