@@ -10,6 +10,7 @@ from torch import Tensor
 from ._fields import Fields, read_json
 from ._tensors import Tensors
 from ._weight import CheckpointWeight
+from .auto_round import AutoRound
 from .awq import Awq
 from .compressed_tensors import CompressedTensors
 from .fp8 import Fp8
@@ -32,11 +33,13 @@ class Adapter(Protocol):
 
 #: By the quant_method of quantization_config.
 ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
+    "auto-round": AutoRound,
     "awq": Awq,
     "compressed-tensors": CompressedTensors,
     "fbgemm_fp8": Fp8,
     "fp8": Fp8,
     "gptq": Gptq,
+    "intel/auto-round": AutoRound,
     "modelopt": Modelopt,
     "mxfp4": lambda _: Mxfp4(),
     "w8a8_int8": lambda _: Int8(),

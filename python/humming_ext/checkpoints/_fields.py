@@ -29,18 +29,24 @@ class Fields:
     A field that is missing or null is its default; without a default it is an error.
     """
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self._values, self._where = values, where
+    def __init__(self, values: dict[str, Any], where: str, defaults: "Fields | None" = None) -> None:
+        self._values, self._where, self._defaults = values, where, defaults
 
     def __contains__(self, key: str) -> bool:
-        return self._values.get(key) is not None
+        return self._values.get(key) is not None or (self._defaults is not None and key in self._defaults)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def error(self, key: str, problem: str) -> ValueError:
         """The error to raise about a field."""
+        if self._values.get(key) is None and self._defaults is not None:
+            return self._defaults.error(key, problem)
         return ValueError(f"{self._where}{key}: {problem}")
+
+    def over(self, defaults: "Fields") -> "Fields":
+        """These fields, and those of another object that are not among them."""
+        return Fields(self._values, self._where, defaults)
 
     def section(self, key: str) -> "Fields":
         """An object inside this one."""
@@ -91,6 +97,8 @@ class Fields:
 
     def _get(self, key: str, kind: type, default: Any, what: str) -> Any:
         value = self._values.get(key)
+        if value is None and self._defaults is not None:
+            return self._defaults._get(key, kind, default, what)
         if value is None and default is not _REQUIRED:
             return default
         if type(value) is not kind:
