@@ -19,6 +19,7 @@ from .gptq import Gptq
 from .int8 import Int8
 from .modelopt import Modelopt
 from .mxfp4 import Mxfp4
+from .torchao import TorchAo
 
 
 class Adapter(Protocol):
@@ -42,6 +43,7 @@ ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
     "intel/auto-round": AutoRound,
     "modelopt": Modelopt,
     "mxfp4": lambda _: Mxfp4(),
+    "torchao": lambda _: TorchAo(),
     "w8a8_int8": lambda _: Int8(),
 }
 

@@ -15,12 +15,21 @@ def read_json(path: Path) -> "Fields":
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes are more than the {_MAX_BYTES} of any real one")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable JSON file: {error}") from error
+    return parse_json(text, f"{path}: ")
+
+
+def parse_json(text: str, where: str) -> "Fields":
+    """The object that is a JSON text. Raises ValueError, which begins with `where`, if it is none."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}no readable JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds no JSON object")
-    return Fields(values, f"{path}: ")
+        raise ValueError(f"{where}holds no JSON object")
+    return Fields(values, where)
 
 
 class Fields:

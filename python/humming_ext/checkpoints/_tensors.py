@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ._fields import read_json
+from ._fields import Fields, parse_json, read_json
 
 _INDEX = "model.safetensors.index.json"
 
@@ -24,10 +24,12 @@ class Tensors:
 
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Any] = {}
+        self._metadata: dict[str, str] = {}
         for path in _files(folder):
             try:
                 file = safe_open(path, framework="pt")
                 names = file.keys()
+                self._metadata |= file.metadata() or {}
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise ValueError(f"{path}: no readable safetensors file: {error}") from error
             for name in names:
@@ -49,6 +51,15 @@ class Tensors:
             for name in self.with_suffix(".weight")
             if any(f"{name}.{scale}" in self for scale in scales) or self.get(f"{name}.weight").dtype in dtypes
         ]
+
+    def metadata(self, key: str) -> Fields:
+        """The JSON object that the metadata in the header of a file has for a key.
+
+        Raises ValueError, naming the key, if there is none.
+        """
+        if key not in self._metadata:
+            raise ValueError(f"{key}: the metadata of the safetensors files does not describe it")
+        return parse_json(self._metadata[key], f"metadata of {key}: ")
 
     def get(self, name: str, dtypes: Sequence[torch.dtype] = (), shape: Sequence[int | None] | None = None) -> Tensor:
         """A tensor, which stays in its file until it is used. It must not be written to.
