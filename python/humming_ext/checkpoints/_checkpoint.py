@@ -16,6 +16,7 @@ from .compressed_tensors import CompressedTensors
 from .fp8 import Fp8
 from .gguf import GgufFile
 from .gptq import Gptq
+from .hqq import Hqq
 from .int8 import Int8
 from .modelopt import Modelopt
 from .mxfp4 import Mxfp4
@@ -40,6 +41,7 @@ ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
     "fbgemm_fp8": Fp8,
     "fp8": Fp8,
     "gptq": Gptq,
+    "hqq": lambda _: Hqq(),
     "intel/auto-round": AutoRound,
     "modelopt": Modelopt,
     "mxfp4": lambda _: Mxfp4(),
