@@ -12,6 +12,7 @@ from ._tensors import Tensors
 from ._weight import CheckpointWeight
 from .auto_round import AutoRound
 from .awq import Awq
+from .bitsandbytes import BitsAndBytes
 from .compressed_tensors import CompressedTensors
 from .fp8 import Fp8
 from .gguf import GgufFile
@@ -37,6 +38,7 @@ class Adapter(Protocol):
 ADAPTERS: dict[str, Callable[[Fields], Adapter]] = {
     "auto-round": AutoRound,
     "awq": Awq,
+    "bitsandbytes": BitsAndBytes,
     "compressed-tensors": CompressedTensors,
     "fbgemm_fp8": Fp8,
     "fp8": Fp8,
