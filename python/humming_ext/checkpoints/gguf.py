@@ -1,4 +1,4 @@
-"""GGUF files: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 tensors as they are, everything else dequantised.
+"""GGUF files: tensors of 4 to 6 and of 8 bits as they are, everything else dequantised.
 
 From the descriptions of GGUF and its block types in the ggml project: a row is cut into blocks of 32 weights, each with
 
@@ -8,7 +8,8 @@ qh  4 bytes, bit j of which is bit 4 of code j (Q5_0, Q5_1)
 qs  16 bytes: the low nibbles are the low bits of codes 0 to 15, the high nibbles those of codes 16 to 31; or, in Q8_0,
     32 bytes: signed codes
 
-A weight is d * q + m; d * (q - 8) in Q4_0; d * (q - 16) in Q5_0; d * q in Q8_0.
+A weight is d * q + m; d * (q - 8) in Q4_0; d * (q - 16) in Q5_0; d * q in Q8_0. Q4_K, Q5_K and Q6_K have super-blocks,
+which `_gguf_k` describes.
 """
 
 from os import PathLike
@@ -22,24 +23,29 @@ from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
 from ._bits import offset_codes
 from ._gguf_header import Entry, read_header
+from ._gguf_k import SUPER_BLOCK, decode_super_blocks
 from ._weight import CheckpointWeight
 
 BLOCK = 32  #: weights of a block
 
-_FORMATS = {
-    "Q4_0": WeightFormat.int4,
-    "Q4_1": WeightFormat.uint4,
-    "Q5_0": WeightFormat.int5,
-    "Q5_1": WeightFormat.uint5,
-    "Q8_0": WeightFormat.int8,
+#: Of every type that is read as it is: the code format, the weights per scale, and the dtype that holds its scales.
+_TYPES = {
+    "Q4_0": (WeightFormat.int4, BLOCK, torch.float16),
+    "Q4_1": (WeightFormat.uint4, BLOCK, torch.float16),
+    "Q5_0": (WeightFormat.int5, BLOCK, torch.float16),
+    "Q5_1": (WeightFormat.uint5, BLOCK, torch.float16),
+    "Q8_0": (WeightFormat.int8, BLOCK, torch.float16),
+    "Q4_K": (WeightFormat.uint4, 32, torch.float32),
+    "Q5_K": (WeightFormat.uint5, 32, torch.float32),
+    "Q6_K": (WeightFormat.int6, 16, torch.float32),
 }
 
 
 def block_spec(type_name: str, *, gate_up: bool = False) -> QuantSpec:
     """The quantisation of every weight of a type, such as "Q4_1". Where it has minima, operands are bf16 and fp16."""
-    code_format = _FORMATS[type_name]
+    code_format, group, scale_dtype = _TYPES[type_name]
     zero = ZeroKind.floating if code_format.kind == "uint" else ZeroKind.none
-    return QuantSpec(code_format, group=BLOCK, scale_dtype=torch.float16, zero=zero, gate_up=gate_up)
+    return QuantSpec(code_format, group=group, scale_dtype=scale_dtype, zero=zero, gate_up=gate_up)
 
 
 class GgufFile:
@@ -62,7 +68,7 @@ class GgufFile:
             raise ValueError(f"{Path(path)}: no readable GGUF file: {error}") from error
         self._types = {name: GGMLQuantizationType(entry.type) for name, entry in self._entries.items()}
         self.names = sorted(
-            name for name, entry in self._entries.items() if self._types[name].name in _FORMATS and len(entry.shape) > 1
+            name for name, entry in self._entries.items() if self._types[name].name in _TYPES and len(entry.shape) > 1
         )
 
     def types(self) -> dict[str, str]:
@@ -85,13 +91,11 @@ class GgufFile:
         entry, type_name = self._entry(name), self._types[name].name
         if name not in self.names:
             raise ValueError(f"{name}: type {type_name} {entry.shape} is not read as it is; tensor() dequantises it")
-        spec = block_spec(type_name)
-        rows = torch.from_numpy(self._bytes(entry)).view(*entry.shape[:-1], entry.shape[-1] // BLOCK, -1)
-        halves = 1 + int(spec.zero != ZeroKind.none)
-        scales = rows[..., : 2 * halves].contiguous().view(torch.float16)
-        offset = scales[..., 1].contiguous() if halves == 2 else None
-        codes = _codes(rows[..., 2 * halves :], spec.format.bits).flatten(-2)
-        return CheckpointWeight(name, spec, codes, scales[..., 0].contiguous(), offset)
+        spec, super_blocks = block_spec(type_name), type_name.endswith("_K")
+        num_blocks = entry.shape[-1] // (SUPER_BLOCK if super_blocks else BLOCK)
+        blocks = torch.from_numpy(self._bytes(entry)).unflatten(-1, (num_blocks, -1))
+        codes, scale, offset = decode_super_blocks(type_name, blocks) if super_blocks else _decode(blocks, spec)
+        return CheckpointWeight(name, spec, codes, scale, offset)
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
@@ -101,6 +105,14 @@ class GgufFile:
     def _bytes(self, entry: Entry) -> np.ndarray:
         """uint8 [..., bytes of a row], in the file."""
         return self._data[entry.begin : entry.end].reshape(*entry.shape[:-1], -1)
+
+
+def _decode(blocks: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(codes uint8 [..., k], scales fp16 [..., blocks], minima of that shape or None) of blocks of 32."""
+    halves = 1 + int(spec.zero != ZeroKind.none)
+    scales = blocks[..., : 2 * halves].contiguous().view(torch.float16)
+    offset = scales[..., 1].contiguous() if halves == 2 else None
+    return _codes(blocks[..., 2 * halves :], spec.format.bits).flatten(-2), scales[..., 0].contiguous(), offset
 
 
 def _codes(stored: Tensor, bits: int) -> Tensor:
