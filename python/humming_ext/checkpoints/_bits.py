@@ -27,6 +27,21 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     return codes[..., :count]
 
 
+def unpack_planes(words: Tensor, bits: int) -> Tensor:
+    """Codes uint8 [..., words * 32 / bits] in planes, in int32 words [..., a multiple of bits].
+
+    `bits` words hold 32 codes: a stream of the lowest 4 bits of all (of 8, if that is `bits`), then of the next 2, then
+    of the last 1, as far as `bits` is a sum of these.
+    """
+    words = words.unflatten(-1, (-1, bits))
+    planes, first = [], 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            planes.append(unpack(words[..., first : first + width], width, 32) << first)
+            first += width
+    return torch.stack(planes).sum(0, dtype=torch.uint8).flatten(-2)
+
+
 def offset_codes(values: Tensor, bits: int) -> Tensor:
     """uint8 codes of int8 values of `bits`; those out of range stay so, which packing reports."""
     return values.view(torch.uint8) + (1 << bits - 1)

@@ -1,9 +1,10 @@
 """AutoRound: the layouts of GPTQ and AWQ under keys of its own.
 
 As the library's exporter and its inference backends have it, packing_format says which layout: "auto_round:auto_gptq"
-is GPTQ with zero points less 1 (version 1), "auto_round:gptqmodel" and "auto_round" have them as they are (version 2),
-"auto_round:auto_awq" is AWQ. extra_config has fields that differ for some modules, by name or regular expression; a
-name goes before an expression, and of the expressions the first that is found in the name counts.
+is GPTQ with zero points less 1 (version 1), "auto_round:gptqmodel" and "auto_round" have them as they are (version 2);
+codes of all widths are bit streams. "auto_round:auto_awq" is AWQ. extra_config has fields that differ for some modules,
+by name or regular expression; a name goes before an expression, and of the expressions the first that is found in the
+name counts.
 """
 
 import re
@@ -14,7 +15,7 @@ from ._weight import CheckpointWeight
 from .awq import Awq
 from .gptq import Gptq
 
-_GPTQ_VERSION = {"auto_round:auto_gptq": "gptq", "auto_round:gptqmodel": "gptq_v2", "auto_round": "gptq_v2"}
+_FIRST_VERSION = {"auto_round:auto_gptq": True, "auto_round:gptqmodel": False, "auto_round": False}
 
 
 class AutoRound:
@@ -35,11 +36,10 @@ class AutoRound:
         fields.integer("act_bits", [16, 32], 16)
         if "rotation_config" in fields:
             raise fields.error("rotation_config", "rotated weights are not read; export the model without rotation")
-        packing = fields.choice("packing_format", [*_GPTQ_VERSION, "auto_round:auto_awq"], "auto_round:auto_gptq")
+        packing = fields.choice("packing_format", [*_FIRST_VERSION, "auto_round:auto_awq"], "auto_round:auto_gptq")
         if packing == "auto_round:auto_awq":
             return Awq(fields).read(tensors, name)
-        version = Fields({"checkpoint_format": _GPTQ_VERSION[packing]}, "packing_format.")
-        return Gptq(version.over(fields)).read(tensors, name)
+        return Gptq(fields, _FIRST_VERSION[packing]).read(tensors, name)
 
     def _fields_of(self, name: str) -> Fields:
         if self._extra is None:

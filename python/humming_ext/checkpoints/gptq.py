@@ -1,22 +1,28 @@
-"""GPTQ: integers of 2 to 8 bits with zero points, packed along K; of version 1 and 2, with or without activation order.
+"""GPTQ: integers of 2 to 8 bits with zero points, packed along K; with or without activation order.
 
 The layout, from AutoGPTQ and GPTQModel; N rows, K columns, G groups of columns:
 
 qweight  int32 [K * bits / 32, N]: codes as a bit stream along K
 scales   [G, N]
 qzeros   int32 [G, N * bits / 32]: zero points as a bit stream along N, less 1 in checkpoint_format "gptq" (version 1)
+         and as they are in "gptq_v2"
 g_idx    int32 [K]: the group of each column
+
+In checkpoint_format "gptq_p" codes and zero points are in planes instead (`unpack_planes`), and zero points are as they
+are. GPTQModel has codes of 5, 6 and 7 bits in no other format.
 
 Version 1 stores the zero point 0 as -1, which its writers and readers take differently: as 2^bits, or as 0 with or
 without a borrow from the next one. A file with such zero points is refused.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
-from ._bits import num_words, sort_columns, unpack
+from ._bits import num_words, sort_columns, unpack, unpack_planes
 from ._fields import Fields
 from ._tensors import Tensors
 from ._weight import CheckpointWeight
@@ -25,13 +31,20 @@ from ._weight import CheckpointWeight
 class Gptq:
     """The adapter of GPTQ checkpoints."""
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, first_version: bool | None = None) -> None:
+        """first_version: whether zero points are less 1, in streams of any width; None: `fields` have the format."""
         self._fields = fields
-        self._bits = fields.integer("bits", range(2, 9))
         self._group = fields.group("group_size")
         self._symmetric = fields.flag("sym", False)
-        key = "checkpoint_format" if "checkpoint_format" in fields else "format"
-        self._first_version = fields.choice(key, ["gptq", "gptq_v2"], "gptq") == "gptq"
+        self._planes = False
+        legal_bits: Iterable[int] = range(2, 9)
+        if first_version is None:
+            key = "checkpoint_format" if "checkpoint_format" in fields else "format"
+            layout = fields.choice(key, ["gptq", "gptq_v2", "gptq_p"], "gptq")
+            first_version, self._planes = layout == "gptq", layout == "gptq_p"
+            legal_bits = legal_bits if self._planes else [2, 3, 4, 8]
+        self._first_version = first_version
+        self._bits = fields.integer("bits", legal_bits)
 
     def names(self, tensors: Tensors) -> list[str]:
         """The modules that have a qweight."""
@@ -52,7 +65,7 @@ class Gptq:
         elif self._fields.flag("desc_act", False):
             raise ValueError(f"{name}.g_idx: no such tensor in the checkpoint, which contradicts desc_act = true")
         zero = self._zero_points(tensors, f"{name}.qzeros", groups, n)
-        codes = unpack(words.t(), self._bits, k)
+        codes = self._unpack(f"{name}.qweight", words.t(), k)
         spec = QuantSpec(
             WeightFormat[f"{'' if zero is None else 'u'}int{self._bits}"],
             group=self._group,
@@ -63,10 +76,18 @@ class Gptq:
             name, spec, codes if columns is None else codes[:, columns], scale, zero, columns=columns
         )
 
+    def _unpack(self, name: str, words: Tensor, count: int) -> Tensor:
+        """uint8 [..., count] of int32 [..., words]."""
+        if not self._planes:
+            return unpack(words, self._bits, count)
+        if count % 32:
+            raise ValueError(f"{name}: {count} codes are no multiple of the 32 that planes hold")
+        return unpack_planes(words, self._bits)
+
     def _zero_points(self, tensors: Tensors, name: str, groups: int, n: int) -> Tensor | None:
         """uint8 [N, G], or None if all are the middle of the codes."""
         words = tensors.get(name, (torch.int32,), [groups, num_words(n, self._bits)])
-        zero, middle = unpack(words, self._bits, n), 1 << self._bits - 1
+        zero, middle = self._unpack(name, words, n), 1 << self._bits - 1
         if self._first_version:
             largest = 2 * middle - 1
             if bool((zero == largest).any()):
