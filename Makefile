@@ -6,6 +6,7 @@
 #   make wheel   the release wheel into dist/: preset `serving` and all archs unless HUMMING_PRESET, HUMMING_CUDA_ARCHS say
 #                otherwise
 #   make sanitize  memcheck and racecheck of the GPU tests that are marked for it (COMPUTE_SANITIZER: the program)
+#   make producers  installs the libraries that write checkpoints, for the tests that compare with them
 #   make host    only build/host/_host*.so, the pytest view of the torch-free C++
 #
 # demo, test, sanitize and lint build for this machine only: preset `ci`, the GPU's arch (90a if there is none).
@@ -34,7 +35,7 @@ COMPUTE_SANITIZER ?= $(or $(shell command -v compute-sanitizer),$(or $(CUDA_HOME
 SANITIZE := $(COMPUTE_SANITIZER) --error-exitcode 1 --require-cuda-init no --report-api-errors no --kernel-name kns=humming
 SANITIZED := $(BIN)/python -m pytest -m sanitizer tests/gpu
 
-.PHONY: demo test lint sanitize wheel host install clean
+.PHONY: demo test lint sanitize wheel producers host install clean
 
 demo: install
 	$(BIN)/python -m humming_ext demo
@@ -46,6 +47,8 @@ install: $(VENV)/installed
 
 wheel: $(VENV)/ready
 	$(PIP_WHEEL) -w dist
+
+producers: $(VENV)/ready-producers
 
 host: $(VENV)/ready
 	@$(BIN)/cmake -S . -B build/host -G Ninja -DHUMMING_HOST_ONLY=ON -DPython_EXECUTABLE=$(BIN)/python --log-level=WARNING
@@ -75,6 +78,11 @@ $(VENV)/ready: requirements-dev.txt requirements-model.txt
 
 $(VENV)/ready-ci: requirements-ci.txt $(VENV)/ready
 	$(PIP_INSTALL) -r requirements-ci.txt
+	@touch $@
+
+$(VENV)/ready-producers: requirements-producers.txt $(VENV)/ready
+	$(PIP_INSTALL) --no-deps -r requirements-producers.txt
+	$(BIN)/python -c "import auto_round, awq, bitsandbytes, compressed_tensors, gptqmodel, hqq, modelopt.torch.quantization, torchao"
 	@touch $@
 
 # The wheel that is installed, rebuilt when a source or the configuration changed; ninja then compiles what it must.
