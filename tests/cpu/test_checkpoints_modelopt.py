@@ -81,6 +81,7 @@ def test_modules_may_have_a_format_each(tmp_path: Path) -> None:
         ("NVFP4", {"weight_scale_2": torch.ones(N)}, r"weight_scale_2: shape \[48\] is not one element"),
         ("NVFP4", {"weight_scale_2": torch.tensor(float("nan"))}, "layer: .* non-finite"),
         ("NVFP4", {"weight": torch.zeros(N, K).to(torch.float8_e4m3fn)}, r"layer\.weight: torch.float8_e4m3fn is not"),
+        ("NVFP4", {"pre_quant_scale": torch.ones(K)}, r"layer\.pre_quant_scale: scales of activations before a weight"),
         ("MXFP8", {"weight": torch.zeros(N, K, dtype=torch.uint8)}, r"layer\.weight: torch.uint8 is not"),
         ("MXFP8", {"weight_scale": None}, r"layer\.weight_scale: no such tensor"),
         ("MXFP8", {"weight_scale": torch.zeros(N, 7, dtype=torch.uint8)}, r"weight_scale: shape \[48, 7\] is not"),

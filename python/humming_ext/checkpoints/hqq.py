@@ -22,6 +22,7 @@ from ._weight import CheckpointWeight
 
 #: Codes per element, and the bits that each takes, by packing.
 _PACKINGS = {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
+_LETTERS = 7  # of each of these names
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -40,7 +41,7 @@ class Hqq:
         n, k = tensors.get(f"{name}.shape", (torch.int64, torch.int32), [2]).tolist()
         if n < 1 or k < 1 or group < 1 or k % group:
             raise ValueError(f"{name}.shape: {[n, k]} is not in groups of group_size = {group} columns")
-        packing = bytes(tensors.get(f"{name}.packing", (torch.uint8,), [None]).tolist()).decode("latin-1")
+        packing = bytes(tensors.get(f"{name}.packing", (torch.uint8,), [_LETTERS]).tolist()).decode("latin-1")
         if packing not in _PACKINGS or not 0 < bits <= _PACKINGS[packing][1]:
             raise ValueError(f"{name}.packing: {packing!r} is not read for nbits = {bits}")
         count, width = _PACKINGS[packing]

@@ -34,6 +34,8 @@ class Modelopt:
 
     def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
         """The weight of a module. Raises ValueError, naming tensor and field, if it is not as documented."""
+        if f"{name}.pre_quant_scale" in tensors:
+            raise ValueError(f"{name}.pre_quant_scale: scales of activations before a weight are not read")
         fields = self._fields if self._layers is None else self._layers.section(name)
         return _READERS[fields.choice("quant_algo", _READERS)](tensors, name)
 
