@@ -3,8 +3,8 @@
 As the library's exporter and its inference backends have it, packing_format says which layout: "auto_round:auto_gptq"
 is GPTQ with zero points less 1 (version 1), "auto_round:gptqmodel" and "auto_round" have them as they are (version 2);
 codes of all widths are bit streams. "auto_round:auto_awq" is AWQ. extra_config has fields that differ for some modules,
-by name or regular expression; a name goes before an expression, and of the expressions the first that is found in the
-name counts.
+by name or regular expression; a name goes before an expression, and of the expressions, which are the keys that no
+module has as its name, the first that is found in the name counts.
 """
 
 import re
@@ -31,7 +31,7 @@ class AutoRound:
 
     def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
         """The weight of a module. Raises ValueError, naming tensor and field, if it is not as documented."""
-        fields = self._fields_of(name)
+        fields = self._fields_of(tensors, name)
         fields.choice("data_type", ["int"], "int")
         fields.integer("act_bits", [16, 32], 16)
         if "rotation_config" in fields:
@@ -41,12 +41,16 @@ class AutoRound:
             return Awq(fields).read(tensors, name)
         return Gptq(fields, _FIRST_VERSION[packing]).read(tensors, name)
 
-    def _fields_of(self, name: str) -> Fields:
+    def _fields_of(self, tensors: Tensors, name: str) -> Fields:
         if self._extra is None:
             return self._fields
-        try:
-            keys = [key for key in self._extra if key != name and re.search(key, name)]
-        except re.error as error:
-            raise self._fields.error("extra_config", f"a key is no regular expression: {error}") from error
-        key = name if name in self._extra else next(iter(keys), None)
-        return self._fields if key is None else self._extra.section(key).over(self._fields)
+        if name in self._extra:
+            return self._extra.section(name).over(self._fields)
+        for key in self._extra:
+            is_module = f"{key}.qweight" in tensors or f"{key}.weight" in tensors
+            try:
+                if not is_module and re.search(key, name):
+                    return self._extra.section(key).over(self._fields)
+            except re.error as error:
+                raise self._extra.error(key, f"is no regular expression: {error}") from error
+        return self._fields
