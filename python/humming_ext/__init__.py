@@ -10,6 +10,7 @@ import torch as _torch  # noqa: F401 - loads the libraries that _C is linked to
 from . import _C, _ops  # type: ignore[attr-defined] # noqa: F401
 from ._desc import build_info
 from ._explain import explain
+from ._quantize import quantize
 from ._version import __version__
 from .formats import Operand, ScaleType, WeightFormat, ZeroKind
 from .fused_moe import FusedMoE
@@ -30,5 +31,6 @@ __all__ = [
     "build_info",
     "explain",
     "load_weights",
+    "quantize",
     "save_weights",
 ]

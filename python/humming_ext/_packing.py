@@ -8,7 +8,7 @@ from .formats import WeightFormat
 from .spec import QuantSpec
 
 _E8M0 = torch.float8_e8m0fnu
-_CODE_DTYPES = {torch.float8_e4m3fn: WeightFormat.e4m3, torch.float8_e5m2: WeightFormat.e5m2}
+CODE_DTYPES = {torch.float8_e4m3fn: WeightFormat.e4m3, torch.float8_e5m2: WeightFormat.e5m2}
 
 
 def pack_one(
@@ -22,8 +22,8 @@ def pack_one(
     if codes.dim() != 2:
         raise ValueError(f"codes: expected [n, k] for each weight, got {list(codes.shape)}")
     n = codes.shape[0]
-    if codes.dtype in _CODE_DTYPES:
-        if _CODE_DTYPES[codes.dtype] != spec.format:
+    if codes.dtype in CODE_DTYPES:
+        if CODE_DTYPES[codes.dtype] != spec.format:
             raise ValueError(f"codes: {codes.dtype} are no codes of {spec.format.name}")
         codes = codes.view(torch.uint8)
     secondary = None
