@@ -24,6 +24,8 @@ def read(folder: Path, tensors: Mapping[str, torch.Tensor], quantization: Any, n
 
 
 def values(weight: CheckpointWeight) -> torch.Tensor:
-    """float32 [n, k] or [experts, n, k]: what the packed weight stands for, columns in the checkpoint's order."""
-    result = weight.pack().dequantize()
-    return result if weight.columns is None else result[..., weight.columns.argsort()]
+    """float32 [n, k] or [experts, n, k]: what the packed weight stands for, which the reference must agree with."""
+    packed = weight.pack().dequantize()
+    reference = torch.stack([one.dequantize() for one in weight.dense()]).view(weight.shape)
+    torch.testing.assert_close(packed.double(), reference, rtol=2**-22, atol=0, equal_nan=True)
+    return packed

@@ -12,10 +12,11 @@ from ._desc import build_info
 from ._explain import explain
 from ._quantize import quantize
 from ._version import __version__
+from ._weight_file import load_weights, save_weights
 from .formats import Operand, ScaleType, WeightFormat, ZeroKind
 from .fused_moe import FusedMoE
 from .linear import QuantLinear
-from .packed_weight import PackedWeight, load_weights, save_weights
+from .packed_weight import PackedWeight
 from .spec import QuantSpec
 
 __all__ = [

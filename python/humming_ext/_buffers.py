@@ -11,12 +11,13 @@ from .packed_weight import PackedWeight
 class PackedBuffers(nn.Module):
     """The tensors of a packed weight, and of a bias [n] or [experts, n], as buffers.
 
-    The state dict holds `packed`, `scale2` and `desc`, as `save_weights` writes them, and `bias`. Loading one whose
+    The state dict holds `packed`, `scale2`, `columns` and `desc`, as `save_weights` writes them, and `bias`. Loading
     `desc` differs raises ValueError.
     """
 
     packed: Tensor
     scale2: Tensor | None
+    columns: Tensor | None
     bias: Tensor | None
     desc: Tensor
 
@@ -28,13 +29,14 @@ class PackedBuffers(nn.Module):
         self._desc = weight.desc
         self.register_buffer("packed", weight.packed)
         self.register_buffer("scale2", weight.scale2)
+        self.register_buffer("columns", weight.columns)
         self.register_buffer("desc", torch.tensor(weight.desc))
         self.register_buffer("bias", bias)
 
     @property
     def weight(self) -> PackedWeight:
         """The packed weight; it shares the module's memory."""
-        return PackedWeight(self.packed, self.scale2, self._desc)
+        return PackedWeight(self.packed, self.scale2, self._desc, self.columns)
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor | None, Tensor | None, list[int]]:

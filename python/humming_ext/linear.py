@@ -15,7 +15,7 @@ class QuantLinear(PackedBuffers):
     activation: quantise the input to this dtype first (float8_e4m3fn, float8_e5m2, int8, or uint8 for int4), with a
         scale per token (`activation_group` 0) or per token and 32, 64 or 128 columns; None: use it as it is.
 
-    The state dict holds `packed`, `scale2` and `desc`, as `save_weights` writes them, and `bias`. Loading one whose
+    The state dict holds `packed`, `scale2`, `columns` and `desc`, as `save_weights` writes them, and `bias`. Loading
     `desc` differs raises ValueError.
     """
 
@@ -36,6 +36,8 @@ class QuantLinear(PackedBuffers):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] bfloat16 or float16 (also float32 if `activation` is set) -> [..., n] of the dtype of x."""
         rows = x.reshape(-1, self.in_features).contiguous()
+        if self.columns is not None:
+            rows = rows.index_select(1, self.columns)
         x_scale = None
         if self.activation is not None:
             rows, x_scale = torch.ops.humming.quantize_activation(rows, self.activation, self.activation_group)

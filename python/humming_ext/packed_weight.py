@@ -1,21 +1,16 @@
-"""Packed weights: made from checkpoint tensors, checked against their descriptor, stored and read back."""
+"""Packed weights: made from checkpoint tensors, and checked against their descriptor."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
 from ._packing import combine_scale2, pack_one
 from .formats import Operand, ScaleType, WeightFormat, ZeroKind
 from .spec import QuantSpec
-
-_PARTS = ("packed", "scale2", "desc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +20,16 @@ class PackedWeight:
     packed: uint8 [strips, strip_bytes], or [experts, strips, strip_bytes].
     scale2: float32 secondary scale, applied after the sum: [1] or [n]; with experts [experts] or [experts, n]; or None.
     desc: the ops' descriptor: layout version, format, sizes, granularity, operand.
+    columns: int64 [k], a permutation, where a dense weight was packed with its columns sorted by group (activation
+        order): ops multiply x[..., columns], as QuantLinear does. None: they multiply x.
 
-    Raises RuntimeError if `desc` is not legal in this build, ValueError if `packed` or `scale2` does not match it.
+    Raises RuntimeError if `desc` is not legal in this build, ValueError if a tensor does not match it.
     """
 
     packed: Tensor
     scale2: Tensor | None
     desc: list[int]
+    columns: Tensor | None = None
 
     def __post_init__(self) -> None:
         fields, shape = self.fields, packed_shape(self.desc)
@@ -44,6 +42,13 @@ class PackedWeight:
             if self.scale2.dtype != torch.float32 or list(self.scale2.shape) not in legal:
                 raise ValueError(
                     f"scale2: {self.scale2.dtype} {list(self.scale2.shape)} is not float32 {legal[0]} or {legal[1]}"
+                )
+        if self.columns is not None:
+            if fields.experts:
+                raise ValueError("columns: experts share their input, whose columns have one order; sort none of them")
+            if self.columns.dtype != torch.int64 or list(self.columns.shape) != [fields.k]:
+                raise ValueError(
+                    f"columns: {self.columns.dtype} {list(self.columns.shape)} is not int64 [{fields.k}], one for each"
                 )
 
     @classmethod
@@ -58,6 +63,7 @@ class PackedWeight:
         k: int | None = None,
         code_bits: int = 8,
         interleaved: bool = False,
+        columns: Tensor | None = None,
         device: torch.device | str | None = None,
         max_rounded: int = 0,
         max_invalid: int = 0,
@@ -72,6 +78,7 @@ class PackedWeight:
         zero: integer zero points (uint8) or offsets (`spec.scale_dtype`), as many as scales.
         scale2: a further float32 factor: one element, or [n]; with experts [experts] or [experts, n].
         interleaved: with spec.gate_up, source rows are gate 0, up 0, gate 1, ... instead of [gate; up].
+        columns: int64 [k]: column j of the codes of a dense weight is column columns[j] of the weight.
         device: where to pack and keep the weight; by default where the codes are.
         max_rounded: scale groups whose codes may be rounded (e8m0 scales too far below their row's largest for the
             operand); their number is reported as a warning.
@@ -129,7 +136,7 @@ class PackedWeight:
             )
         if rounded:
             warnings.warn(f"{rounded} scale groups of a {list(first.shape)} weight were rounded", stacklevel=2)
-        return cls(packed, scale2, desc)
+        return cls(packed, scale2, desc, None if columns is None else _permutation(columns).to(target))
 
     @property
     def fields(self) -> WeightDesc:
@@ -163,32 +170,39 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weight, with all scales and padding."""
-        return self.packed.nbytes + (self.scale2.nbytes if self.scale2 is not None else 0)
+        return self.packed.nbytes + sum(part.nbytes for part in (self.scale2, self.columns) if part is not None)
 
     def dequantize(self) -> Tensor:
-        """The float32 weight in `shape`, rows in logical order. A new tensor."""
-        return torch.ops.humming.decode_packed(self.packed, self.scale2, self.desc)
+        """The float32 weight in `shape`, rows and columns in logical order. A new tensor."""
+        return self._in_order(torch.ops.humming.decode_packed(self.packed, self.scale2, self.desc))
 
     def codes(self) -> Tensor:
-        """The codes, one per byte: uint8 in `shape`, rows in logical order. A new tensor."""
-        return torch.ops.humming.decode_packed(self.packed, None, self.desc, codes=True)
+        """The codes, one per byte: uint8 in `shape`, rows and columns in logical order. A new tensor."""
+        return self._in_order(torch.ops.humming.decode_packed(self.packed, None, self.desc, codes=True))
+
+    def _in_order(self, values: Tensor) -> Tensor:
+        return values if self.columns is None else values[:, self.columns.argsort()]
 
     def to(self, device: torch.device | str) -> "PackedWeight":
         """The weight on `device`. It shares memory with this one if it was there already."""
-        scale2 = self.scale2.to(device) if self.scale2 is not None else None
-        return PackedWeight(self.packed.to(device), scale2, self.desc)
+        scale2, columns = (part if part is None else part.to(device) for part in (self.scale2, self.columns))
+        return PackedWeight(self.packed.to(device), scale2, self.desc, columns)
 
     def state(self, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors to store: `packed` and `scale2`, which alias this weight's, and `desc` (int64 [10])."""
-        state = {f"{prefix}packed": self.packed, f"{prefix}desc": torch.tensor(self.desc)}
-        if self.scale2 is not None:
-            state[f"{prefix}scale2"] = self.scale2
-        return state
+        """The tensors to store: `packed`, `scale2` and `columns`, which are this weight's, and `desc` (int64 [10])."""
+        state = {"packed": self.packed, "desc": torch.tensor(self.desc), "scale2": self.scale2, "columns": self.columns}
+        return {f"{prefix}{part}": tensor for part, tensor in state.items() if tensor is not None}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], prefix: str = "") -> "PackedWeight":
         """The weight whose `state(prefix)` is in `state`, aliasing its tensors. Raises KeyError if one is missing."""
-        return cls(state[f"{prefix}packed"], state.get(f"{prefix}scale2"), state[f"{prefix}desc"].tolist())
+        columns = state.get(f"{prefix}columns")
+        return cls(
+            state[f"{prefix}packed"],
+            state.get(f"{prefix}scale2"),
+            state[f"{prefix}desc"].tolist(),
+            None if columns is None else _permutation(columns),
+        )
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -201,26 +215,13 @@ class PackedWeight:
             parts.append(f"scale2 {list(self.scale2.shape)}")
         if spec.gate_up:
             parts.append("gate_up")
+        if self.columns is not None:
+            parts.append("columns in activation order")
         parts.append(f"{self.nbytes} bytes, {8 * self.nbytes / self.shape.numel():.2f} bits per weight")
         return f"PackedWeight({', '.join(parts)}, {self.device}, layout {self.fields.layout_version})"
 
 
-def save_weights(weights: Mapping[str, PackedWeight], path: str | PathLike[str]) -> None:
-    """Writes packed weights to a safetensors file, as `NAME.packed`, `NAME.scale2` and `NAME.desc`."""
-    tensors = {key: value for name, weight in weights.items() for key, value in weight.state(f"{name}.").items()}
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-
-
-def load_weights(path: str | PathLike[str], device: torch.device | str = "cpu") -> dict[str, PackedWeight]:
-    """The packed weights of a safetensors file, by name. Tensors that belong to none are not read.
-
-    Raises RuntimeError if a weight's layout version or descriptor is not legal in this build.
-    """
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        keys = set(file.keys())
-        names = sorted(key.removesuffix(".packed") for key in keys if key.endswith(".packed"))
-        states = {
-            name: {part: file.get_tensor(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in keys}
-            for name in names
-        }
-    return {name: PackedWeight.from_state(state) for name, state in states.items()}
+def _permutation(columns: Tensor) -> Tensor:
+    if not torch.equal(columns.sort().values.cpu(), torch.arange(columns.numel())):
+        raise ValueError(f"columns: {list(columns.shape)} numbers are no permutation of the weight's columns")
+    return columns

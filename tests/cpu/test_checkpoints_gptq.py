@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import read, values
-from humming_ext import WeightFormat
+from humming_ext import PackedWeight, QuantLinear, QuantSpec, WeightFormat, load_weights, save_weights
 from oracle.weights import dequantise, pack_bitstream
 
 N = 32
@@ -130,11 +130,25 @@ def test_planes_hold_32_codes(tmp_path: Path) -> None:
         read(tmp_path, stored, Case(6).config(checkpoint_format="gptq_p"))
 
 
-def test_activations_in_the_order_of_the_columns_give_the_product(tmp_path: Path) -> None:
+def test_layers_put_activations_in_the_order_of_the_columns(tmp_path: Path) -> None:
     stored, expected = Case(order="random").make()
-    weight = read(tmp_path, stored, Case(order="random").config())
-    x = torch.randint(-4, 5, (3, 256)).float()
-    assert torch.equal(x[:, weight.columns] @ weight.pack().dequantize().t(), x @ expected.t())
+    weight = read(tmp_path, stored, Case(order="random").config()).pack()
+    save_weights({"layer": weight}, tmp_path / "packed.safetensors")
+    loaded = load_weights(tmp_path / "packed.safetensors")["layer"]
+    assert torch.equal(loaded.dequantize(), expected)
+    identity = torch.eye(256, dtype=torch.bfloat16)
+    for layer in (QuantLinear(weight), QuantLinear(loaded)):
+        assert torch.equal(layer(identity), expected.t().bfloat16())
+    codes = torch.zeros(2, 4, 256, dtype=torch.uint8)
+    for columns, message in [
+        (torch.zeros(256, dtype=torch.int64), "columns: .* no permutation"),
+        (torch.arange(255), "columns: .*int64"),
+        (torch.arange(256).int(), "columns: .*int64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            PackedWeight.pack(codes[0], spec=QuantSpec(WeightFormat.int4), columns=columns)
+    with pytest.raises(ValueError, match="columns: experts"):
+        PackedWeight.pack(codes, spec=QuantSpec(WeightFormat.int4), columns=torch.arange(256))
 
 
 def test_g_idx_may_be_missing_and_the_version_may_be_called_format(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """A quantised weight as adapters hand it over."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from .._reference import dequantize
 from ..packed_weight import PackedWeight
 from ..spec import QuantSpec
+from ._bits import unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,9 +19,8 @@ class CheckpointWeight:
 
     name: the module in the checkpoint.
     spec: its quantisation, for operand bf16; `spec.for_activation` has others.
-    codes, scale, zero, scale2, k, code_bits, interleaved: as PackedWeight.pack takes them.
-    columns: int64 [k] where the checkpoint's columns had to be sorted by group (activation order): the packed weight
-        multiplies x[..., columns]. None: it multiplies x.
+    codes, scale, zero, scale2, k, code_bits, interleaved, columns: as PackedWeight.pack takes them. columns are set
+        where those of the checkpoint had to be sorted by group (activation order).
     """
 
     name: str
@@ -34,7 +37,7 @@ class CheckpointWeight:
     def pack(
         self, spec: QuantSpec | None = None, *, device: torch.device | str | None = None, max_rounded: int = 0
     ) -> PackedWeight:
-        """The packed weight, whose columns are in the order of `columns` where that is set.
+        """The packed weight.
 
         spec: `self.spec` for another operand.
         device: where to pack and keep the weight.
@@ -52,8 +55,37 @@ class CheckpointWeight:
                 k=self.k,
                 code_bits=self.code_bits,
                 interleaved=self.interleaved,
+                columns=self.columns,
                 device=device,
                 max_rounded=max_rounded,
             )
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"{self.name}: {error}") from error
+
+    @property
+    def shape(self) -> torch.Size:
+        """Logical shape, [n, k] or [experts, n, k]."""
+        return torch.Size([*self.codes.shape[:-1], self.codes.shape[-1] if self.k is None else self.k])
+
+    def dense(self) -> Iterator["CheckpointWeight"]:
+        """This weight if it is [n, k], else its experts, one by one, named NAME[0], NAME[1], ..."""
+        if len(self.shape) == 2:
+            yield self
+            return
+        parts = {"codes": self.codes, "scale": self.scale, "zero": self.zero}
+        if self.scale2 is not None and self.scale2.numel() > 1:
+            parts["scale2"] = self.scale2
+        for expert in range(len(self.codes)):
+            own = {part: tensor[expert] for part, tensor in parts.items() if tensor is not None}
+            yield replace(self, name=f"{self.name}[{expert}]", **own)
+
+    def dequantize(self) -> Tensor:
+        """What a weight [n, k] stands for, float64, rows in logical order: computed without the library's kernels."""
+        codes, k = self.codes, self.shape[1]
+        if self.code_bits != 8:
+            words = pad(codes, (0, -codes.shape[1] % 4)).view(torch.int32)
+            codes = unpack(words, self.code_bits, k)
+        weight = dequantize(codes, self.scale, self.zero, self.spec, interleaved=self.interleaved)
+        if self.scale2 is not None:
+            weight = weight * self.scale2.double().reshape(-1, 1)
+        return weight if self.columns is None else weight[:, self.columns.argsort()]
