@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,19 +22,19 @@ class Tensors:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
         self._metadata: dict[str, str] = {}
         for path in _files(folder):
             try:
-                file = safe_open(path, framework="pt")
-                names = file.keys()
-                self._metadata |= file.metadata() or {}
+                with safe_open(path, framework="pt") as file:
+                    names = file.keys()
+                    self._metadata |= file.metadata() or {}
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise ValueError(f"{path}: no readable safetensors file: {error}") from error
             for name in names:
                 if name in self._file_of:
                     raise ValueError(f"{path}: tensor {name} is in another file of the folder as well")
-                self._file_of[name] = file
+                self._file_of[name] = path
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
@@ -72,8 +71,10 @@ class Tensors:
         if name not in self._file_of:
             raise ValueError(f"{name}: no such tensor in the checkpoint")
         try:
-            tensor = self._file_of[name].get_tensor(name)
-        except (SafetensorError, RuntimeError, ValueError, AttributeError) as error:
+            # A mapping for each tensor ends with it; one for all would keep every page that was ever read.
+            with safe_open(self._file_of[name], framework="pt") as file:
+                tensor = file.get_tensor(name)
+        except (OSError, SafetensorError, RuntimeError, ValueError, AttributeError) as error:
             raise ValueError(f"{name}: cannot be read: {error}") from error
         if dtypes and tensor.dtype not in dtypes:
             raise ValueError(f"{name}: {tensor.dtype} is not {' or '.join(map(str, dtypes))}")

@@ -62,8 +62,9 @@ class GgufFile:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         try:
-            self._data = np.memmap(path, np.uint8, mode="c")
-            self._entries = read_header(self._data, {kind.value: size for kind, size in GGML_QUANT_SIZES.items()})
+            self._path = Path(path)
+            data = np.memmap(path, np.uint8, mode="r")
+            self._entries = read_header(data, {kind.value: size for kind, size in GGML_QUANT_SIZES.items()})
         except (OSError, ValueError) as error:
             raise ValueError(f"{Path(path)}: no readable GGUF file: {error}") from error
         self._types = {name: GGMLQuantizationType(entry.type) for name, entry in self._entries.items()}
@@ -104,7 +105,9 @@ class GgufFile:
 
     def _bytes(self, entry: Entry) -> np.ndarray:
         """uint8 [..., bytes of a row], in the file."""
-        return self._data[entry.begin : entry.end].reshape(*entry.shape[:-1], -1)
+        # A mapping for each tensor ends with it; one for all would keep every page that was ever read.
+        data = np.memmap(self._path, np.uint8, mode="c", offset=entry.begin, shape=(entry.end - entry.begin,))
+        return data.reshape(*entry.shape[:-1], -1)
 
 
 def _decode(blocks: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor | None]:
