@@ -41,8 +41,8 @@ def save_weights(weights: Mapping[str, PackedWeight], path: str | PathLike[str])
 
 
 def _write(file: IO[bytes], weights: Mapping[str, PackedWeight]) -> None:
-    # Rounded up for the alignment of the tensors.
-    header_bytes = -(-sum(len(_PARTS) * (_ENTRY_BYTES + len(json.dumps(name))) for name in weights) // 64) * 64
+    # A multiple of 64, for the alignment of the tensors.
+    header_bytes = 64 + 64 * (sum(len(_PARTS) * (_ENTRY_BYTES + len(json.dumps(name))) for name in weights) // 64)
     file.seek(8 + header_bytes)
     entries: dict[str, Any] = {}
     end = 0

@@ -72,12 +72,15 @@ class CheckpointWeight:
         if len(self.shape) == 2:
             yield self
             return
-        parts = {"codes": self.codes, "scale": self.scale, "zero": self.zero}
-        if self.scale2 is not None and self.scale2.numel() > 1:
-            parts["scale2"] = self.scale2
         for expert in range(len(self.codes)):
-            own = {part: tensor[expert] for part, tensor in parts.items() if tensor is not None}
-            yield replace(self, name=f"{self.name}[{expert}]", **own)
+            yield replace(
+                self,
+                name=f"{self.name}[{expert}]",
+                codes=self.codes[expert],
+                scale=self.scale[expert],
+                zero=None if self.zero is None else self.zero[expert],
+                scale2=self.scale2 if self.scale2 is None or self.scale2.numel() == 1 else self.scale2[expert],
+            )
 
     def dequantize(self) -> Tensor:
         """What a weight [n, k] stands for, float64, rows in logical order: computed without the library's kernels."""
