@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ._commands import checkpoint, info
+from ._commands import checkpoint, info, report
 
 
 def demo(_: argparse.Namespace) -> int:
@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     info.add(commands)
     checkpoint.add(commands)
+    report.add(commands)
     demo_parser = commands.add_parser(
         "demo", help="run a 4-bit language model and check it against float32 and torch bf16"
     )

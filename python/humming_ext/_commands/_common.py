@@ -52,9 +52,13 @@ class Progress:
             print(f"\r[{bar:<30}] {self._done}/{self._total} {name}\033[K", end="", file=sys.stderr, flush=True)
         self._done += 1
 
+    def clear(self) -> None:
+        """Empties the line, before something else is printed and at the end."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        self.clear()
