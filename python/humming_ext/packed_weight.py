@@ -138,6 +138,32 @@ class PackedWeight:
             warnings.warn(f"{rounded} scale groups of a {list(first.shape)} weight were rounded", stacklevel=2)
         return cls(packed, scale2, desc, None if columns is None else _permutation(columns).to(target))
 
+    @classmethod
+    def stack(cls, weights: Sequence["PackedWeight"]) -> "PackedWeight":
+        """Dense weights [n, k] of one descriptor as the experts of one weight [experts, n, k]. A copy.
+
+        Raises ValueError for no weights, for one with experts or `columns`, and if the descriptors differ.
+        """
+        if not weights:
+            raise ValueError("weights: no experts")
+        fields = weights[0].fields
+        for index, weight in enumerate(weights):
+            if weight.desc != weights[0].desc or fields.experts:
+                raise ValueError(
+                    f"weights: {index} has {weight.fields}, 0 has {fields}; stack dense weights of one kind"
+                )
+            if weight.columns is not None:
+                raise ValueError(f"weights: {index} has columns in activation order; experts share one order of x")
+        factors = [weight.scale2 for weight in weights]
+        scale2 = None
+        if any(factor is not None for factor in factors):
+            ones = torch.ones(1, device=weights[0].device)
+            rows = max(factor.numel() for factor in factors if factor is not None)
+            scale2 = torch.stack([(ones if factor is None else factor).expand(rows) for factor in factors])
+            scale2 = scale2[:, 0].contiguous() if rows == 1 else scale2
+        packed = torch.stack([weight.packed for weight in weights])
+        return cls(packed, scale2, list(fields._replace(experts=len(weights))))
+
     @property
     def fields(self) -> WeightDesc:
         """The descriptor's integers by name."""

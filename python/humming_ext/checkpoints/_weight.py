@@ -67,6 +67,37 @@ class CheckpointWeight:
         """Logical shape, [n, k] or [experts, n, k]."""
         return torch.Size([*self.codes.shape[:-1], self.codes.shape[-1] if self.k is None else self.k])
 
+    def gate_up(self, up: "CheckpointWeight") -> "CheckpointWeight":
+        """This gate projection [n, k] and the up projection `up` as one weight [2 n, k] with spec.gate_up.
+
+        Each part keeps its scales; those of a tensor become scales of its rows. Raises ValueError, naming both, if they
+        are quantised in different ways.
+        """
+        parts, n = (self, up), self.shape[0]
+        order, other_order = (None if part.columns is None else part.columns.tolist() for part in parts)
+        if (self.spec, self.shape, self.code_bits) != (up.spec, up.shape, up.code_bits) or len(self.shape) != 2:
+            raise ValueError(f"{self.name}, {up.name}: {self.spec} {self.shape} and {up.spec} {up.shape} are not alike")
+        if order != other_order:
+            raise ValueError(f"{self.name}, {up.name}: their columns are in different orders; keep them apart")
+        height = self.spec.block_rows or n
+
+        def rows(values: Tensor) -> Tensor:
+            """[rows, groups]; one row of values for all becomes n."""
+            values = values.reshape(-(-n // height), -1)
+            return values if self.spec.block_rows else values.expand(n, -1)
+
+        zeros = [part.zero for part in parts if part.zero is not None]
+        factors = [torch.ones(1) if part.scale2 is None else part.scale2.reshape(-1) for part in parts]
+        return replace(
+            self,
+            name=f"{self.name}, {up.name}",
+            spec=replace(self.spec, gate_up=True, block_rows=self.spec.block_rows or 1),
+            codes=torch.cat([part.codes for part in parts]),
+            scale=torch.cat([rows(part.scale) for part in parts]),
+            zero=torch.cat([rows(zero) for zero in zeros]) if zeros else None,
+            scale2=None if self.scale2 is None and up.scale2 is None else torch.cat([f.expand(n) for f in factors]),
+        )
+
     def dense(self) -> Iterator["CheckpointWeight"]:
         """This weight if it is [n, k], else its experts, one by one, named NAME[0], NAME[1], ..."""
         if len(self.shape) == 2:
