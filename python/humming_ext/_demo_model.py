@@ -47,7 +47,7 @@ class SmolLM:
         logging.set_verbosity_error()
         self._file = GgufFile(path)
         self.config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        self.tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        self.tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, config=self.config)
         self.model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32).eval()
         self.model.load_state_dict(self._float32_state())
         self.packed: list[PackedWeight] = []  # of the linear layers
