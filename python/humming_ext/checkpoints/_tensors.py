@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ._fields import Fields, parse_json, read_json
 
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)  #: dtypes of scales, unless a format has one of its own
+
 _INDEX = "model.safetensors.index.json"
 
 

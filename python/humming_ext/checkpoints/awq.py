@@ -14,7 +14,7 @@ from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
 from ._bits import unpack
 from ._fields import Fields
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
 
 _NIBBLE_OF_ROW = [0, 4, 1, 5, 2, 6, 3, 7]
@@ -39,7 +39,7 @@ class Awq:
         words = tensors.get(f"{name}.qweight", (torch.int32,), [None, None])
         k, n = words.shape[0], 8 * words.shape[1]
         groups = -(-k // (self._group or k))
-        scale = tensors.get(f"{name}.scales", (torch.float16, torch.bfloat16, torch.float32), [groups, n]).t()
+        scale = tensors.get(f"{name}.scales", FLOATS, [groups, n]).t()
         zero = _rows_in_order(tensors.get(f"{name}.qzeros", (torch.int32,), [groups, n // 8]))
         spec = QuantSpec(WeightFormat.uint4, group=self._group, scale_dtype=scale.dtype, zero=ZeroKind.integer)
         return CheckpointWeight(name, spec, _rows_in_order(words), scale, zero)

@@ -22,10 +22,8 @@ from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
 from ._bits import num_words, offset_codes, sort_columns, unpack
 from ._fields import Fields
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,10 @@ def _granularity(weights: Fields) -> tuple[int, int]:
 def _scale(tensors: Tensors, name: str, scheme: _Scheme, n: int, k: int) -> Tensor:
     """The scale [N or blocks, G]; of a tensor one element."""
     rows, columns = -(-n // scheme.block_rows) if scheme.block_rows else 1, -(-k // (scheme.group or k))
-    scale = tensors.get(f"{name}.weight_scale", _FLOATS)
+    scale = tensors.get(f"{name}.weight_scale", FLOATS)
     if scheme.block_rows == 0 and scale.numel() == 1:
         return scale
-    return tensors.get(f"{name}.weight_scale", _FLOATS, [rows, columns])
+    return tensors.get(f"{name}.weight_scale", FLOATS, [rows, columns])
 
 
 def _integer(scheme: _Scheme, scale: Tensor) -> QuantSpec:

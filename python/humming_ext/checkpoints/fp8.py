@@ -17,13 +17,12 @@ from torch import Tensor
 from ..formats import WeightFormat
 from ..spec import QuantSpec
 from ._fields import Fields
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
 from .mxfp4 import mxfp4_spec
 
 _CODES = (torch.float8_e4m3fn, torch.int8, torch.uint8)
 _E8M0 = torch.float8_e8m0fnu
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Fp8:
@@ -51,7 +50,7 @@ class Fp8:
         n, k = codes.shape
         rows, columns = self._block
         shape = [-(-n // rows), -(-k // columns)]
-        scale = tensors.get(scale_name, (*_FLOATS, _E8M0), shape)
+        scale = tensors.get(scale_name, (*FLOATS, _E8M0), shape)
         spec = QuantSpec(WeightFormat.e4m3, group=columns, block_rows=rows, scale_dtype=scale.dtype)
         return CheckpointWeight(name, spec, codes, scale)
 
@@ -63,7 +62,7 @@ class Fp8:
 def read_fp8(tensors: Tensors, name: str) -> CheckpointWeight:
     """A weight with a scale per tensor or channel. Raises ValueError, naming the tensor, if it is something else."""
     codes = tensors.get(f"{name}.weight", (torch.float8_e4m3fn,), [None, None])
-    scale = tensors.get(f"{name}.weight_scale", _FLOATS)
+    scale = tensors.get(f"{name}.weight_scale", FLOATS)
     n = len(codes)
     if list(scale.shape) not in ([], [1], [n], [n, 1]):
         raise ValueError(f"{name}.weight_scale: shape {list(scale.shape)} is not [], [1], [{n}] or [{n}, 1]")

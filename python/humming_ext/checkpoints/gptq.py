@@ -24,7 +24,7 @@ from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
 from ._bits import num_words, sort_columns, unpack, unpack_planes
 from ._fields import Fields
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
 
 
@@ -57,7 +57,7 @@ class Gptq:
         if num_words(k, self._bits) != words.shape[0]:
             raise ValueError(f"{name}.qweight: shape {list(words.shape)} contradicts bits = {self._bits}")
         groups = -(-k // (self._group or k))
-        scale = tensors.get(f"{name}.scales", (torch.float16, torch.bfloat16, torch.float32), [groups, n]).t()
+        scale = tensors.get(f"{name}.scales", FLOATS, [groups, n]).t()
         columns = None
         if f"{name}.g_idx" in tensors:
             g_idx = tensors.get(f"{name}.g_idx", (torch.int32, torch.int64), [k])

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
 
 #: Codes per element, and the bits that each takes, by packing.
 _PACKINGS = {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
 _LETTERS = 7  # of each of these names
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Hqq:
@@ -48,7 +47,7 @@ class Hqq:
         rows = n * (k // group)
         dtype = torch.int32 if width == 3 else torch.uint8
         stored = tensors.get(f"{name}.W_q", (dtype,), [-(-rows // count), group])
-        scale = tensors.get(f"{name}.scale", _FLOATS, [rows, 1])
+        scale = tensors.get(f"{name}.scale", FLOATS, [rows, 1])
         zero = tensors.get(f"{name}.zero", (scale.dtype,), [rows, 1])
         # Products of 16-bit floats are exact in float32.
         offset = -scale.float() * zero.float()

@@ -13,7 +13,7 @@ import torch
 from ..formats import WeightFormat
 from ..spec import QuantSpec
 from ._bits import offset_codes
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
 
 
@@ -27,6 +27,6 @@ class Int8:
     def read(self, tensors: Tensors, name: str) -> CheckpointWeight:
         """The weight of a module. Raises ValueError, naming the tensor, if it is not as documented."""
         weight = tensors.get(f"{name}.weight", (torch.int8,), [None, None])
-        scale = tensors.get(f"{name}.weight_scale", (torch.float32, torch.bfloat16, torch.float16), [len(weight), 1])
+        scale = tensors.get(f"{name}.weight_scale", FLOATS, [len(weight), 1])
         spec = QuantSpec(WeightFormat.int8, scale_dtype=scale.dtype)
         return CheckpointWeight(name, spec, offset_codes(weight, 8), scale)

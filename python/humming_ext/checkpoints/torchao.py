@@ -17,10 +17,9 @@ from ..formats import WeightFormat, ZeroKind
 from ..spec import QuantSpec
 from ._bits import offset_codes
 from ._fields import Fields
-from ._tensors import Tensors
+from ._tensors import FLOATS, Tensors
 from ._weight import CheckpointWeight
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _QDATA = "._weight_qdata"
 
 
@@ -53,7 +52,7 @@ def _bytes(tensors: Tensors, name: str, fields: Fields, bits: int) -> Checkpoint
     values = tensors.get(f"{name}{_QDATA}", (torch.int8,), [None, None])
     n, k = values.shape
     rows, columns = fields.block("block_size")
-    scale = tensors.get(f"{name}._weight_scale", _FLOATS, [-(-n // rows), -(-k // columns)])
+    scale = tensors.get(f"{name}._weight_scale", FLOATS, [-(-n // rows), -(-k // columns)])
     zero: Tensor | None = None
     if f"{name}._weight_zero_point" in tensors:
         stored = tensors.get(f"{name}._weight_zero_point", (torch.int8,), scale.shape)
@@ -75,7 +74,7 @@ def _int4(tensors: Tensors, name: str, fields: Fields) -> CheckpointWeight:
     if rows != 1:
         raise fields.error("block_size", f"{[rows, group]} is not one row and a group of columns")
     shape = [-(-k // group), n]
-    scale = tensors.get(f"{name}._weight_scale", _FLOATS, shape).t()
+    scale = tensors.get(f"{name}._weight_scale", FLOATS, shape).t()
     offset = tensors.get(f"{name}._weight_zero_point", (scale.dtype,), shape).t()
     codes = values.view(torch.uint8) ^ 0x88  # which adds 8 to both
     if not bool(offset.any()):
