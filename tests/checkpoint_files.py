@@ -5,16 +5,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from humming_ext.checkpoints import CheckpointWeight, open_checkpoint
 from safetensors.torch import save_file
 
 
-def write(folder: Path, tensors: Mapping[str, torch.Tensor], quantization: Any, **config: Any) -> Path:
-    """A checkpoint folder of one file."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+def write(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    quantization: Any,
+    metadata: dict[str, str] | None = None,
+    **config: Any,
+) -> Path:
+    """A checkpoint folder of one file, with `metadata` in its header."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata)
     (folder / "config.json").write_text(json.dumps({"quantization_config": quantization, **config}))
     return folder
+
+
+def write_blocks(folder: Path, type_name: str, blocks: np.ndarray) -> Path:
+    """A GGUF file of one tensor `layer`, by the library, of bytes [..., blocks, bytes of a block]."""
+    gguf = pytest.importorskip("gguf", reason="the PyPI package gguf is not installed")
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
+    writer.add_tensor("layer", blocks.reshape(*blocks.shape[:-2], -1), raw_dtype=gguf.GGMLQuantizationType[type_name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "m.gguf"
 
 
 def read(folder: Path, tensors: Mapping[str, torch.Tensor], quantization: Any, name: str = "layer") -> CheckpointWeight:

@@ -24,6 +24,10 @@ SPECS = {
     "groups with zero points": he.QuantSpec(
         he.WeightFormat.uint4, group=32, scale_dtype=torch.bfloat16, zero=he.ZeroKind.integer
     ),
+    "tensor with a zero point": he.QuantSpec(
+        he.WeightFormat.uint8, block_rows=0, scale_dtype=torch.float32, zero=he.ZeroKind.integer
+    ),
+    "offsets": he.QuantSpec(he.WeightFormat.uint4, group=32, scale_dtype=torch.float32, zero=he.ZeroKind.floating),
     "blocks": he.QuantSpec(he.WeightFormat.e4m3, group=32, block_rows=16, scale_dtype=torch.float32),
     "nvfp4": he.QuantSpec(he.WeightFormat.e2m1, group=16, scale_dtype=torch.float8_e4m3fn),
     "mxfp4": he.QuantSpec(he.WeightFormat.e2m1, group=32, scale_dtype=torch.float8_e8m0fnu),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import values
+from checkpoint_files import values, write_blocks
 from humming_ext import PackedWeight, WeightFormat
 from humming_ext.checkpoints import GgufFile, open_checkpoint
 from humming_ext.checkpoints.gguf import block_spec
@@ -31,17 +31,6 @@ def write(folder: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> Path:
     for name, (type_name, array) in tensors.items():
         kind = gguf.GGMLQuantizationType[type_name]
         writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / "m.gguf"
-
-
-def write_raw(folder: Path, type_name: str, blocks: np.ndarray) -> Path:
-    """A file of one tensor `w`, by the library, of bytes [rows, blocks, bytes of a block]."""
-    writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
-    writer.add_tensor("w", blocks.reshape(len(blocks), -1), raw_dtype=gguf.GGMLQuantizationType[type_name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,35 +64,37 @@ def test_codes_of_every_value_in_every_place(tmp_path: Path) -> None:
         blocks[..., :2] = np.float16([1.0]).view(np.uint8)
         if type_name.endswith("_1"):
             blocks[..., 2:4] = np.float16([-2.0]).view(np.uint8)
-        path = write_raw(tmp_path, type_name, blocks)
+        path = write_blocks(tmp_path, type_name, blocks)
         exact = torch.from_numpy(gguf.quants.dequantize(blocks.reshape(64, -1), kind))
-        assert torch.equal(values(GgufFile(path).read("w")), exact)
+        assert torch.equal(values(GgufFile(path).read("layer")), exact)
         path.unlink()
 
 
 @pytest.mark.parametrize(("type_name", "expected"), [("Q4_K", "uint4"), ("Q5_K", "uint5"), ("Q6_K", "int6")])
-@pytest.mark.parametrize(("n", "blocks"), [(64, 3), (9, 1)])
-def test_super_blocks_of_every_value(tmp_path: Path, type_name: str, expected: str, n: int, blocks: int) -> None:
+@pytest.mark.parametrize("shape", [(64, 3), (9, 1), (2, 5, 2)], ids=str)
+def test_super_blocks_of_every_value(tmp_path: Path, type_name: str, expected: str, shape: tuple[int, ...]) -> None:
     """Bytes of all kinds, because the library dequantises these types but does not quantise to them."""
     kind = gguf.GGMLQuantizationType[type_name]
     generator = np.random.default_rng(2)
-    stored = generator.integers(0, 256, (n, blocks, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
-    halves = generator.standard_normal((n, blocks, 2)).astype(np.float16).view(np.uint8)
+    stored = generator.integers(0, 256, (*shape, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    halves = generator.standard_normal((*shape, 2)).astype(np.float16).view(np.uint8)
     if type_name == "Q6_K":
         stored[..., -2:] = halves[..., :2]
     else:
         stored[..., :4] = halves
-    weight = GgufFile(write_raw(tmp_path, type_name, stored)).read("w")
+    weight = GgufFile(write_blocks(tmp_path, type_name, stored)).read("layer")
     assert weight.spec == block_spec(type_name) and weight.spec.format == WeightFormat[expected]
-    exact = torch.from_numpy(gguf.quants.dequantize(stored.reshape(n, -1), kind))
+    exact = torch.from_numpy(gguf.quants.dequantize(stored.reshape(*shape[:-1], -1), kind))
     assert exact.unique().numel() > 500 and torch.equal(values(weight), exact)
 
 
 def test_tables_of_values_are_refused_by_name(tmp_path: Path) -> None:
-    file = GgufFile(write_raw(tmp_path, "IQ4_XS", np.zeros((4, 1, 136), np.uint8)))
+    file = GgufFile(write_blocks(tmp_path, "IQ4_XS", np.zeros((4, 1, 136), np.uint8)))
     assert file.names == []
-    with pytest.raises(ValueError, match=r"w: type IQ4_XS \[4, 256\] is not read as it is; tensor\(\) dequantises it"):
-        file.read("w")
+    with pytest.raises(
+        ValueError, match=r"layer: type IQ4_XS \[4, 256\] is not read as it is; tensor\(\) dequantises it"
+    ):
+        file.read("layer")
 
 
 def test_other_types_are_dequantised_or_refused_by_name(tmp_path: Path) -> None:

@@ -4,16 +4,14 @@ The codes of an Int4Tensor are packed here as its documentation says, because th
 of its own (mslk) and does not dequantise them; the rest of that tensor is the library's.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import values
+from checkpoint_files import values, write
 from humming_ext import WeightFormat
 from humming_ext.checkpoints import CheckpointWeight, open_checkpoint
-from safetensors.torch import save_file
 
 pytest.importorskip("torchao", reason="the PyPI package torchao is not installed")
 
@@ -49,13 +47,11 @@ def produce(config: Any, dtype: torch.dtype = torch.bfloat16) -> tuple[Stored, t
 
 def read(folder: Path, stored: Stored, config: Any = None) -> CheckpointWeight:
     tensors, metadata = stored
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata)
     quantization = {
         "quant_method": "torchao",
         "quant_type": {"default": config_to_dict(config or Int8WeightOnlyConfig())},
     }
-    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(write(folder, tensors, quantization, metadata))
     assert checkpoint.names == ["layer"]
     return checkpoint.read("layer")
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 transformers = pytest.importorskip("transformers")
 CHANNEL = he.QuantSpec(he.WeightFormat.int8, scale_dtype=torch.float32)
 GROUPS = he.QuantSpec(he.WeightFormat.int4, group=32, scale_dtype=torch.float16)
+ZEROS = he.QuantSpec(he.WeightFormat.uint4, group=32, scale_dtype=torch.float16, zero=he.ZeroKind.integer)
 
 
 def int8_tensors(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -38,6 +39,19 @@ def gptq_tensors(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.T
     return stored, (codes.float() - 8) * q["scale"].float()[:, g_idx]
 
 
+def hqq_tensors(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    n, k = weight.shape
+    q = he.quantize(weight, ZEROS)
+    scale, zero = q["scale"].view(-1, 1), q["zero"].view(-1, 1).half()
+    codes = q["codes"].view(-1, 32)
+    high, low = codes.chunk(2)
+    numbers = {"axis": 1, "group_size": 32, "nbits": 4}
+    stored = {"W_q": high << 4 | low, "scale": scale, "zero": zero, "shape": torch.tensor([n, k])}
+    stored["packing"] = torch.tensor(list(b"4bit_u8"), dtype=torch.uint8)
+    stored |= {name: torch.tensor(value, dtype=torch.int32) for name, value in numbers.items()}
+    return stored, ((codes - zero.float()) * scale.float()).view(n, k)
+
+
 def llama_with_biases() -> torch.nn.Module:
     config = tiny_llama(torch.float32, "cpu").config
     config.attention_bias = True
@@ -54,6 +68,7 @@ FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
         gptq_tensors,
         {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "checkpoint_format": "gptq_v2"},
     ),
+    "hqq": (hqq_tensors, {"quant_method": "hqq"}),
 }
 
 
