@@ -53,6 +53,7 @@ class Timer:
         rotation = [calls[i % len(calls)] for i in range(num_graphs * self.calls_per_replay)]
         parts = [rotation[i * self.calls_per_replay :][: self.calls_per_replay] for i in range(num_graphs)]
         self.last = (len(rotation) - 1) % len(calls)  # the call that `replay` ends with
+        self._calls = calls  # graphs do not keep the tensors that they read
         self._is_cuda = device.type == "cuda"
         self.replays = REPLAYS if self._is_cuda else 2
         self._replays = _capture(parts) if self._is_cuda else [run_all(part) for part in parts]
