@@ -10,8 +10,7 @@ namespace humming {
 // Tokens whose results are on their way from registers to the output at a time.
 inline constexpr int kMoeSliceTokens = 16;
 
-// What the rows of a product with experts are: pairs (token, choice), sorted by expert, or, without `sorted`, rows of
-// x.
+// What the rows of a product with experts are: pairs (token, choice) sorted by expert, or without `sorted` rows of x.
 struct MoePairs {
   const int32_t* sorted;
   int top_k;      // pair p is of row p / top_k of x

@@ -5,8 +5,7 @@
 //   tile    (block, row tile): 64 * row_groups packed rows x the block. Row tiles are fastest, so that the tokens of
 //           a block stay in L2
 //
-// Persistent: a CTA takes every n-th tile of n CTAs. Every CTA makes the list of blocks for itself,
-// in shared memory:
+// Persistent: of n CTAs each takes every n-th tile. Every CTA makes the list of blocks for itself, in shared memory:
 //
 //   first_block[experts + 1]   blocks of the experts before
 //   first_row[experts]         of x

@@ -78,7 +78,7 @@ MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t s
     const MoeWorkspace places = moe_workspace(experts, gemm.out_rows, gemm.workspace);
     HUMMING_CHECK(gemm.workspace_bytes >= places.bytes && reinterpret_cast<uintptr_t>(gemm.workspace) % 128 == 0, op,
                   ": workspace has ", gemm.workspace_bytes,
-                  " bytes, but blocks of the layout \"indexed\" are sorted in ", "it: ", places.bytes,
+                  " bytes, but blocks of the layout \"indexed\" are sorted in it: ", places.bytes,
                   " bytes that begin at a multiple of 128");
     gemm.workspace = static_cast<uint8_t*>(gemm.workspace) + places.bytes;
     gemm.workspace_bytes -= places.bytes;
