@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -113,9 +113,11 @@ def measure(problem: Problem, ceilings: Ceilings, repeats: int) -> results.Row:
             notes[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
 
     idle = problem.tokens >= IDLE_TOKENS and matrix.device.type == "cuda"
-    samples = sample_in_turn(timers, ROUNDS, idle=idle)
+    alone = {"ours": timers.pop("ours")} if compared != "ours" else {}
+    samples = sample_in_turn(alone, 1, idle=idle) | sample_in_turn(timers, ROUNDS, idle=idle)
+    timers |= alone
     times = {name: [us for sample in rounds for us in sample] for name, rounds in samples.items()}
-    ratios = {name: ratio(samples[name], samples[compared]) for name in timers}
+    ratios = {name: ratio(samples[name], samples[compared]) for name in timers if name not in alone}
     us = median(times["ours"])
     peer = matrix.peers[peer_name]
     return {
@@ -207,13 +209,19 @@ def run_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
         missing = [tokens for tokens in counts if tokens not in {row["tokens"] for row in kept}]
         todo += [(case, missing)] if missing else []
     total, wrong, reached = sum(len(missing) for _, missing in todo), 0, 0
+    matrix: Weights | None = None
     for case, missing in todo:
-        matrix = None
+        if matrix is not None and matrix.case.plain != case.plain:
+            matrix = None  # before the next is there
         for tokens in missing:
             if run.is_over:
                 return wrong, total - reached
             reached += 1
-            matrix = matrix or run.load(case, missing)
+            if matrix is None:
+                matrix = run.load(
+                    case, sorted({n for other, counts in todo if other.plain == case.plain for n in counts})
+                )
+            matrix = matrix.of(case)
             row = {**case.key(tokens), **run.stamp, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             try:
                 row |= measure(matrix.problem(tokens), ceilings, run.options.repeats)
@@ -255,7 +263,7 @@ def retune_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
     """Times every instance for the cases of a part and writes the table of this GPU. Returns as `run_part` does."""
     path = TUNED / f"{gpu_slug(run.stamp['gpu'])}.csv"
     now, wrong = run.stamp["commit"] or "unknown", 0
-    plain = [(case, tokens) for case, tokens in run.cases(part) if case.is_plain]
+    plain = [(case, tokens) for case, tokens in run.cases(part) if case == replace(case.plain, tokens=case.tokens)]
     work = [(case, tokens, count) for case, tokens in plain for count in tokens]
     case_loaded, matrix = None, None
     for index, (case, tokens, count) in enumerate(work):

@@ -52,9 +52,9 @@ class Case:
         return self.scheme.spec(self.activation)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is the case that instances are chosen for, of those that only come to the product differently."""
-        return True
+    def plain(self) -> Case:
+        """Of the cases with these weights, which differ in how tokens come to them, the one that instances are for."""
+        return self
 
     def key(self, tokens: int) -> dict[str, object]:
         """The fields of a row that say what was measured."""
@@ -89,8 +89,9 @@ class MoeCase(Case):
         return f"{super().__str__()} {self.routing}{quantisation}"
 
     @property
-    def is_plain(self) -> bool:
-        return self.routing == "balanced" and self.quantisation != "timed"
+    def plain(self) -> MoeCase:
+        quantisation = "before" if self.quantisation else None
+        return replace(self, routing="balanced", quantisation=quantisation, tokens=())
 
     def key(self, tokens: int) -> dict[str, object]:
         return {**super().key(tokens), "routing": self.routing, "quantisation": self.quantisation}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,9 @@ class MoeProblem(Product):
         rows, case = self._sampled_rows, self.matrix.case
         experts = self._routings[product].row_experts()[rows]
         return rows // case.top_k if case.layout == "indexed" else rows, experts
+
+    def references(self) -> dict[str, Callable[[], list[Call]]]:
+        return {} if self._is_quantisation_timed else super().references()
 
     def _peer_calls(self, peer: Any) -> list[Call]:
         return peer.calls(self.x16, self.out, [routing.peer_ids() for routing in self._routings])

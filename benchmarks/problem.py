@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from support import assert_as_accurate
 from .cases import Case
 from .references import Call, UnavailableError
 from .timing import Work
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SAMPLED_ROWS = 64
 
@@ -41,6 +45,12 @@ class Weights(ABC):
 
     def __init__(self, case: Case, device: torch.device, tokens: Sequence[int]) -> None:
         self.case, self.device, self.tokens = case, device, tokens
+
+    def of(self, case: Case) -> Self:
+        """These weights, for a case whose `plain` is the same."""
+        other = copy(self)
+        other.case = case
+        return other
 
     @property
     @abstractmethod

@@ -82,8 +82,6 @@ class HummingKernels:
     def __init__(self, matrix: Matrix) -> None:
         if matrix.device.type != "cuda":
             raise UnavailableError("needs a GPU")
-        if matrix.case.key(0)["quantisation"] == "timed":
-            raise UnavailableError("is timed where tokens are quantised before")
         try:
             self._load(matrix)
         except ModuleNotFoundError as error:

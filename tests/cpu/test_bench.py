@@ -248,7 +248,9 @@ def run_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
         }
 
     def load(self: bench.Run, case: Case, tokens: list[int]) -> SimpleNamespace:
-        return SimpleNamespace(problem=lambda count: SimpleNamespace(case=case, tokens=count))
+        weights = SimpleNamespace(case=case, problem=lambda count: SimpleNamespace(case=case, tokens=count))
+        weights.of = lambda case: weights
+        return weights
 
     monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(bench.Run, "load", load)
@@ -358,7 +360,7 @@ def test_the_fastest_right_instance_is_tuned(problem: GemmProblem, monkeypatch: 
     ]
 
     def slow() -> None:
-        time.sleep(0.002)
+        time.sleep(0.05)
         problem.calls[0]()
 
     calls = {"slow": slow, "wrong": problem.out.zero_, "right": problem.calls[0]}

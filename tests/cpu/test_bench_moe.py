@@ -273,12 +273,20 @@ def test_a_row_says_what_was_timed(layout: str, quantisation: str) -> None:
     assert f"experts, balanced, quantisation {quantisation}" in results.line(row)
 
 
-def test_smoke_runs_measure_both_layouts_and_both_routings(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_smoke_runs_measure_both_layouts_and_both_routings(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert {(case.layout, case.routing) for case in SMOKE} == {
         (layout, routing) for layout in ("indexed", "contiguous") for routing in ("balanced", "skewed")
     }
+    loaded, load = [], bench.Run.load
+    monkeypatch.setattr(
+        bench.Run, "load", lambda run, case, tokens: loaded.append((case.plain, tokens)) or load(run, case, tokens)
+    )
     arguments = ["--device", "cpu", "--part", "moe-smoke", "--repeats", "1", "--results", str(tmp_path)]
     assert bench.main(arguments) == 0
+    assert [case for case, _ in loaded] == list(dict.fromkeys(case.plain for case in SMOKE))  # each weight once
+    assert all(tokens == [1, 17, 40] for _, tokens in loaded)
     printed = capsys.readouterr().out
     total = sum(len(case.tokens) for case in SMOKE)
     assert f"[{total}/{total}]" in printed and "WRONG" not in printed
