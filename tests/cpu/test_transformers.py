@@ -10,46 +10,10 @@ import pytest
 import torch
 from humming_ext.demo import logits_of
 from llama import tiny_llama
-from oracle.weights import pack_bitstream
+from quantised_tensors import gptq_tensors, hqq_tensors, int8_tensors
 from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
-CHANNEL = he.QuantSpec(he.WeightFormat.int8, scale_dtype=torch.float32)
-GROUPS = he.QuantSpec(he.WeightFormat.int4, group=32, scale_dtype=torch.float16)
-ZEROS = he.QuantSpec(he.WeightFormat.uint4, group=32, scale_dtype=torch.float16, zero=he.ZeroKind.integer)
-
-
-def int8_tensors(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    q = he.quantize(weight, CHANNEL)
-    values = (q["codes"].int() - 128).to(torch.int8)
-    return {"weight": values, "weight_scale": q["scale"]}, values * q["scale"]
-
-
-def gptq_tensors(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """In activation order."""
-    n, k = weight.shape
-    columns = torch.randperm(k, generator=torch.Generator().manual_seed(k))
-    q = he.quantize(weight[:, columns], GROUPS)
-    codes = torch.empty_like(q["codes"])
-    codes[:, columns] = q["codes"]
-    g_idx = columns.argsort() // 32
-    words = torch.from_numpy(pack_bitstream(codes.numpy(), 4)).view(torch.int32)
-    zeros = torch.from_numpy(pack_bitstream(torch.full((k // 32, n), 8).numpy(), 4)).view(torch.int32)
-    stored = {"qweight": words.t(), "scales": q["scale"].t(), "qzeros": zeros, "g_idx": g_idx.int()}
-    return stored, (codes.float() - 8) * q["scale"].float()[:, g_idx]
-
-
-def hqq_tensors(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    n, k = weight.shape
-    q = he.quantize(weight, ZEROS)
-    scale, zero = q["scale"].view(-1, 1), q["zero"].view(-1, 1).half()
-    codes = q["codes"].view(-1, 32)
-    high, low = codes.chunk(2)
-    numbers = {"axis": 1, "group_size": 32, "nbits": 4}
-    stored = {"W_q": high << 4 | low, "scale": scale, "zero": zero, "shape": torch.tensor([n, k])}
-    stored["packing"] = torch.tensor(list(b"4bit_u8"), dtype=torch.uint8)
-    stored |= {name: torch.tensor(value, dtype=torch.int32) for name, value in numbers.items()}
-    return stored, ((codes - zero.float()) * scale.float()).view(n, k)
 
 
 def llama_with_biases() -> torch.nn.Module:
