@@ -102,20 +102,24 @@ class PackedWeight:
         if not dense and experts == 0:
             raise ValueError("codes: no experts")
         first = codes if isinstance(codes, Tensor) and dense else codes[0]
-        n, k = first.shape[0], first.shape[-1] if k is None else k
-        target = first.device if device is None else torch.device(device)
+        shape, target = list(first.shape), first.device if device is None else torch.device(device)
+        del first  # a sequence may have loaded it for this call alone
+        n, k = shape[0], shape[-1] if k is None else k
 
         def one(values: Tensor | Sequence[Tensor] | None, expert: int) -> Tensor | None:
             value = values if dense or values is None else values[expert]
             return value.to(target) if isinstance(value, Tensor) else None
 
+        def pack_expert(expert: int) -> tuple[Tensor, Tensor | None, Tensor]:
+            codes_, scale_, zero_ = one(codes, expert), one(scale, expert), one(zero, expert)
+            assert codes_ is not None
+            return pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved)
+
         desc = spec.desc(n, k, experts)
         packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
         secondary, counts = [], []
         for expert in range(max(experts, 1)):
-            codes_, scale_, zero_ = one(codes, expert), one(scale, expert), one(zero, expert)
-            assert codes_ is not None
-            result, factor, count = pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved)
+            result, factor, count = pack_expert(expert)
             (packed if dense else packed[expert]).copy_(result)
             secondary += [factor] if factor is not None else []
             counts.append(count)
@@ -135,7 +139,7 @@ class PackedWeight:
                 f"for Operand.bf16, which is exact, or pass max_rounded={rounded}"
             )
         if rounded:
-            warnings.warn(f"{rounded} scale groups of a {list(first.shape)} weight were rounded", stacklevel=2)
+            warnings.warn(f"{rounded} scale groups of a {shape} weight were rounded", stacklevel=2)
         return cls(packed, scale2, desc, None if columns is None else _permutation(columns).to(target))
 
     @classmethod

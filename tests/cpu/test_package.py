@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import weakref
+from collections.abc import Sequence
 
 import humming_ext as he
 import numpy as np
@@ -179,6 +181,30 @@ def test_experts_pack_like_their_parts(interleaved: bool, as_list: bool) -> None
         one = he.PackedWeight.pack(codes[expert], scale[expert], spec=spec, interleaved=interleaved)
         assert_bits_equal(together.packed[expert], one.packed)
         assert_bits_equal(together.scale2[expert], one.scale2)
+
+
+class Loaded(Sequence):
+    """Copies of parts of a tensor, made when they are asked for; the one before must be gone by then."""
+
+    def __init__(self, parts: torch.Tensor) -> None:
+        self.parts, self.last = parts, lambda: None
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        assert self.last() is None, f"the part before {index} is still held"
+        tensor = self.parts[index].clone()
+        self.last = weakref.ref(tensor)
+        return tensor
+
+
+def test_packing_holds_one_expert_of_the_source() -> None:
+    """vllm took 20 GiB more than the weights to convert mxfp4, and a repacker of experts all of a host's memory."""
+    codes, scale = torch.from_numpy(random_codes("int4", 5, 40, 64)), torch.rand(5, 40, 2).bfloat16()
+    spec = he.QuantSpec(he.WeightFormat.int4, group=32, scale_dtype=torch.bfloat16)
+    weight = he.PackedWeight.pack(Loaded(codes), Loaded(scale), spec=spec)
+    assert_bits_equal(weight.packed, he.PackedWeight.pack(codes, scale, spec=spec).packed)
 
 
 def test_a_secondary_scale_multiplies_what_the_weight_has() -> None:
