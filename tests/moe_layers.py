@@ -104,8 +104,10 @@ CASES = [
     gpt_oss("bf16", "bf16"),  # vllm#47769: mxfp4 with sizes that are no multiple of 64
     gpt_oss("fp8", "e4m3"),
     gpt_oss("fp8_g128", "e4m3", group=128, bias="fp32"),
+    gpt_oss("nvfp4", "bf16", weight=WeightCase("e2m1", "bf16", "e4m3", 16)),  # vllm#48895
     qwen3("bf16", "bf16"),
     qwen3("fp16", "fp16", options=SCALED),
+    qwen3("gptq", "bf16", weight=WeightCase("uint4", "bf16", "fp16", 64, "integer")),  # vllm#47281: zero points
     qwen3("fp8", "e4m3"),
     qwen3("int8", "s8"),  # humming#13: 4-bit weights and int8 rows were broken
     qwen3("int8_g128", "s8", group=128),
@@ -327,6 +329,14 @@ def make_problem(
     problem.options = {name: part.to(device) for name, part in problem.options.items()}
     problem.expert_map = None if problem.expert_map is None else problem.expert_map.to(device)
     return problem
+
+
+def quantise_tokens(problem: Problem) -> None:
+    """The tokens come quantised to the operand of the gate_up weight, as DeepEP dispatches them."""
+    case, lead = problem.layer.case, problem.x.shape[:-1]
+    dtype = TORCH[QUANTISED[case.weight.operand]]
+    codes, scale = ops.quantize_activation(problem.x.flatten(0, -2), dtype, case.group)
+    problem.x, problem.options["x_scale"] = codes.unflatten(0, lead), scale.unflatten(0, lead)
 
 
 def composed(problem: Problem) -> torch.Tensor:

@@ -6,7 +6,7 @@ import humming_ext
 import numpy as np
 import pytest
 import torch
-from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, composed, make_problem, routings
+from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, composed, make_problem, quantise_tokens, routings
 from moe_products import Routing
 from oracle.activations import quantise
 from oracle.rounding import ROUND, round_bf16
@@ -100,7 +100,7 @@ def test_small_integers_give_the_bits_of_the_oracle(operand: str, down: str) -> 
 @layouts
 @pytest.mark.parametrize("case", [V4, V4_FP8, QWEN3_INT8], ids=str)
 def test_runs_and_thread_counts_give_the_same_bits(case: LayerCase, layout: str) -> None:
-    """vllm#46639: an aligner whose order depends on atomics, and split sums, changed results between runs."""
+    """An aligner whose order depends on atomics, and sums by atomics, changed the results of peers between runs."""
     problem = make_problem(case, mapped(case), layout)
     first = problem.run()
     threads = torch.get_num_threads()
@@ -123,6 +123,18 @@ def test_layouts_agree_bit_for_bit(case: LayerCase) -> None:
     by_expert = indexed.run()[routing.local().argsort(stable=True)]
     assert_bits_equal(contiguous.run()[contiguous.written], by_expert, "contiguous")
     assert_bits_equal(masked.run()[masked.written], by_expert, "masked")
+
+
+@pytest.mark.parametrize("case", [V4, V4_FP8, GPT_OSS, QWEN3_INT8], ids=str)
+def test_a_token_does_not_depend_on_the_batch(case: LayerCase) -> None:
+    """vllm#46639, vllm#57016: results changed with the other tokens of a call."""
+    problem = make_problem(case, mapped(case))
+    together, x, rows, shared = problem.run(), problem.x, problem.rows, problem.options["shared_output"]
+    for token in (0, 7, 32):
+        one = slice(token, token + 1)
+        problem.x, problem.rows = x[one], tuple(part[one] for part in rows)
+        problem.options["shared_output"] = shared[one]
+        assert_bits_equal(problem.run(), together[one], f"token {token}")
 
 
 @layouts
@@ -188,10 +200,7 @@ def test_quantised_tokens_give_the_bits_of_the_layers_own(case: LayerCase, layou
     """As DeepEP dispatches them: fp8 with a float32 scale per 128 columns (sglang#24289: garbled tokens with mxfp4)."""
     problem = make_problem(case, mapped(case), layout)
     first = problem.run()
-    dtype = torch.int8 if case is QWEN3_INT8 else torch.float8_e4m3fn
-    codes, scale = ops.quantize_activation(problem.x.flatten(0, -2), dtype, case.group)
-    problem.x = codes.unflatten(0, problem.x.shape[:-1])
-    problem.options["x_scale"] = scale.unflatten(0, problem.x.shape[:-1])
+    quantise_tokens(problem)
     assert_bits_equal(problem.run(), first)
 
 
@@ -239,6 +248,48 @@ def test_a_module_keeps_its_weights_in_its_state() -> None:
 def test_a_module_on_bfloat16_keeps_its_scales() -> None:
     module = make_problem(QWEN3, mapped(QWEN3)).layer.module
     assert module.to(torch.bfloat16).w13.scale2.dtype == torch.float32
+
+
+def test_a_module_holds_its_weights_once() -> None:
+    """sglang#38092: 3.5 GiB of weights stayed allocated beside their packed form."""
+    module = make_problem(GPT_OSS, mapped(GPT_OSS)).layer.module
+    weights = (module.w13.weight, module.w2.weight)
+    again = humming_ext.FusedMoE(*weights, w13_bias=module.w13.bias, w2_bias=module.w2.bias, activation="swigluoai")
+    assert [part.weight.packed.data_ptr() for part in (again.w13, again.w2)] == [w.packed.data_ptr() for w in weights]
+    biases = sum(part.bias.nbytes + part.desc.nbytes for part in (again.w13, again.w2))
+    assert sum(tensor.nbytes for tensor in again.buffers()) == biases + sum(weight.nbytes for weight in weights)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 6])
+def test_shards_of_the_inner_size_add_up(ranks: int) -> None:
+    """Tensor parallelism, by shards that are no multiple of a tile (sglang#25923: a model did not start on 8 GPUs)."""
+    experts, hidden, inner, group = 3, 96, 192, 32
+    rng = np.random.default_rng(ranks)
+
+    def random_weight(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = rng.uniform(0.01, 0.03, (*shape[:-1], shape[-1] // group))
+        return torch.from_numpy(rng.integers(0, 16, shape).astype(np.uint8)), torch.from_numpy(scale).bfloat16()
+
+    gate, up = random_weight(experts, inner, hidden), random_weight(experts, inner, hidden)
+    down = random_weight(experts, hidden, inner)
+    spec = humming_ext.QuantSpec(humming_ext.WeightFormat.int4, group=group, scale_dtype=torch.bfloat16)
+    x, ids = torch.from_numpy(rng.standard_normal((9, hidden))).bfloat16(), torch.arange(18).view(9, 2) % experts
+    weights = torch.from_numpy(rng.uniform(0.1, 1, (9, 2))).float()
+
+    def layer_of(rank: int, ranks: int) -> torch.Tensor:
+        size = inner // ranks
+        rows = slice(rank * size, (rank + 1) * size)
+        columns = slice(rows.start // group, rows.stop // group)
+        gate_up = [torch.cat([a[:, rows], b[:, rows]], dim=1) for a, b in zip(gate, up, strict=True)]
+        w13 = humming_ext.PackedWeight.pack(*gate_up, spec=replace(spec, gate_up=True))
+        w2 = humming_ext.PackedWeight.pack(down[0][..., rows], down[1][..., columns], spec=spec)
+        return humming_ext.FusedMoE(w13, w2)(x, weights, ids).double()
+
+    whole = layer_of(0, 1)
+    shards = torch.stack([layer_of(rank, ranks) for rank in range(ranks)])
+    # A rounding to bf16 of every expert's result and one of their sum, in the layer and in each shard.
+    error = (shards.sum(0) - whole).abs().max() / torch.cat([shards, whole[None]]).abs().sum(0).max()
+    assert error <= 2 * 2**-8
 
 
 def test_the_workspace_grows_with_the_rows() -> None:

@@ -1,11 +1,13 @@
 """The Python surface: packed weights, layers, plans, files, and life beside other packages."""
 
 import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import humming_ext as he
 import numpy as np
@@ -207,6 +209,14 @@ def test_packing_holds_one_expert_of_the_source() -> None:
     assert_bits_equal(weight.packed, he.PackedWeight.pack(codes, scale, spec=spec).packed)
 
 
+@pytest.mark.parametrize(("inner", "rows"), [(288, 576), (289, 640), (320, 640)])
+def test_gate_and_up_are_padded_to_64_rows_together(inner: int, rows: int) -> None:
+    """vllm#56697: 288 rows of an expert padded to 384 instead of 320 cost 7.8 GiB on every GPU."""
+    spec = he.QuantSpec(he.WeightFormat.int4, gate_up=True)
+    weight = he.PackedWeight.pack(torch.zeros(2, 2 * inner, 128, dtype=torch.uint8), spec=spec)
+    assert weight.nbytes == 2 * rows * 128 // 2
+
+
 def test_a_secondary_scale_multiplies_what_the_weight_has() -> None:
     codes = torch.from_numpy(random_codes("e2m1", 40, 64))
     scale = torch.from_numpy(np.random.default_rng(3).integers(0x30, 0x40, (40, 4)).astype(np.uint8)).view(
@@ -398,6 +408,48 @@ for name in ("gguf", "transformers", "triton"):
 import humming_ext
 """
     assert run_python(code) == ""
+
+
+ALONE = """
+import os, sys, torch
+sys.dont_write_bytecode = True
+os.environ.clear()
+acts = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.mkdir", "os.rename", "os.remove",
+        "ctypes.dlopen", "socket.connect")
+
+def watch(event, arguments):
+    if event in acts or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        print(event, arguments)
+    if event == "import" and arguments[0].partition(".")[0] in ("triton", "ninja", "pynvml", "cuda"):
+        print(event, arguments[0])
+
+sys.addaudithook(watch)
+import humming_ext as hx
+
+def experts(n, k, gate_up=False):
+    spec = hx.QuantSpec(hx.WeightFormat.int4, gate_up=gate_up).for_activation(torch.int8)
+    return hx.PackedWeight.pack(torch.full((2, n, k), 9, dtype=torch.uint8), spec=spec)
+
+layer = hx.FusedMoE(experts(128, 64, gate_up=True), experts(64, 64), activation="relu2")
+for tokens in (1, 5):
+    x, ids = torch.ones(tokens, 64).bfloat16(), torch.zeros(tokens, 1, dtype=torch.int32)
+    assert layer(x, torch.ones(tokens, 1), ids).isfinite().all()
+"""
+
+
+def test_a_process_starts_no_compiler_and_leaves_no_file() -> None:
+    """vllm#29270, flashinfer#3654: images without compilers and machines without network; DeepGEMM#301: caches on a
+    shared folder; vllm#49554: a crash in NVML; vllm#51661: a variable that workers did not get."""
+    assert run_python(ALONE) == ""
+
+
+def test_the_extension_needs_no_cpp_symbol_of_torch() -> None:
+    """sglang#30562: c10::MessageLogger was not found after another torch was installed."""
+    library = importlib.util.find_spec("humming_ext._C").origin
+    symbols = Path(library).read_bytes()
+    assert b"aoti_torch_library_def" in symbols  # the names of the stable ABI are there
+    for namespace in (b"3c10", b"2at", b"5torch"):
+        assert b"_ZN" + namespace not in symbols and b"_ZNK" + namespace not in symbols, namespace
 
 
 def test_the_command_line_prints_facts() -> None:
