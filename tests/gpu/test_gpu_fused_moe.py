@@ -3,11 +3,14 @@
 A case whose products have no kernel instance in this build is skipped.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, Problem, composed, make_problem
+from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, Problem, composed, make_problem, quantise_tokens
 from moe_products import Routing
 from support import assert_bits_equal
 
@@ -74,6 +77,42 @@ def test_fifty_runs_give_the_same_bits(case: LayerCase, layout: str) -> None:
     first = problem.run()
     for _ in range(50):
         assert_bits_equal(problem.run(), first)
+
+
+@layouts
+@pytest.mark.parametrize("case", [BY_NAME["v4-fp8"], BY_NAME["gpt_oss-fp8"]], ids=str)
+def test_quantised_tokens_give_the_bits_of_the_layers_own(case: LayerCase, layout: str) -> None:
+    """sglang#24289: tokens that DeepEP had quantised came out garbled with mxfp4."""
+    problem = make(case, "mapped", 33, layout)
+    first = problem.run()
+    quantise_tokens(problem)
+    assert_bits_equal(problem.run(), first)
+
+
+CAPTURE_FIRST = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch
+from moe_layers import BY_NAME, make_problem
+from moe_products import Routing
+case = BY_NAME["v4-fp8"]
+problem = make_problem(case, Routing("skewed", 40, case.top_k, case.experts), "indexed", "cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    out = problem.call()
+graph.replay()
+problem.check(out)
+"""
+
+
+def test_the_first_call_of_a_process_may_be_captured(request: pytest.FixtureRequest) -> None:
+    """vllm#47456, vllm#56684: first calls, and first calls of a token count, waited for a compiler. Here the driver
+    compiles nothing either: the build has machine code for this GPU."""
+    make(BY_NAME["v4-fp8"], "skewed", TOKENS, "indexed")
+    command = [sys.executable, "-c", CAPTURE_FIRST, str(request.path.parent.parent)]
+    environment = {**os.environ, "CUDA_DISABLE_PTX_JIT": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @layouts

@@ -26,6 +26,11 @@ def forced(instance: str) -> Run:
     return run
 
 
+def chosen(problem: Problem, out: torch.Tensor) -> None:
+    """Runs a problem with the instance that selection chooses."""
+    out.copy_(ops.gemm(*problem.args, out_dtype=out.dtype))
+
+
 every_instance = pytest.mark.parametrize(("pair", "instance"), runnable(PAIRS))
 
 
@@ -205,8 +210,16 @@ def test_the_functional_form_chooses_an_instance(pair: tuple) -> None:
     for n, k in [(1440, 2880), (200, 360)]:
         problem = make_problem(case_of(pair, n, k), 320, "cuda")
         for m in (1, 3, 8, 17, 64, 100, 256, 300):
-            part = problem.rows(m, pitched=False)
-            products.check_random(lambda given, out: out.copy_(ops.gemm(*given.args, out_dtype=out.dtype)), part)
+            products.check_random(chosen, problem.rows(m, pitched=False))
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0] == "int4"], ids=str)
+def test_many_tokens(pair: tuple) -> None:
+    """A peer's product of 4-bit weights and 8-bit tokens did not return from 2048 tokens on."""
+    if None not in plans(pair).values():
+        pytest.skip("no instance takes it")
+    for n, k, m in [(200, 360, 2048), (3080, 256, 8193)]:
+        products.check_random(chosen, make_problem(case_of(pair, n, k), m, "cuda"))
 
 
 def test_the_build_lists_its_products() -> None:

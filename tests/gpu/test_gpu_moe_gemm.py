@@ -115,6 +115,15 @@ def test_many_pairs(pair: tuple, routing: Routing) -> None:
         moe_products.check_random(chosen, lay_out(mixture, layout, block=16))
 
 
+@pytest.mark.parametrize(("pair", "instance"), MXFP4_INSTANCES)
+def test_counts_beyond_the_capacity_are_the_capacity(pair: tuple, instance: str) -> None:
+    """vllm#47281: numbers of a routing led outside of memory."""
+    mixture = make_mixture(pair, 72, 80, Routing("balanced", 16, 4, 8), Epilogue(), "cuda")
+    problem = lay_out(mixture, "masked", capacity=8)
+    problem.routing["expert_counts"].add_(1000)
+    moe_products.check_random(forced(instance), problem)
+
+
 @layouts
 @pytest.mark.parametrize(("pair", "instance"), runnable([MXFP4], experts=8))
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=str)
