@@ -1,6 +1,6 @@
 """Quantised checkpoints as transformers models whose linear layers and experts run on this package.
 
-`load(folder)` is `AutoModelForCausalLM.from_pretrained(folder)` with the quantizer "humming", which is registered here
+`load(path)` is `AutoModelForCausalLM.from_pretrained(path)` with the quantizer "humming", which is registered here
 under a name of its own, in place of the one that the checkpoint's quant_method names. The checkpoint is read by
 `humming_ext.checkpoints`, so that what is said there about formats holds here. Needs the PyPI package `transformers`.
 """
@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ._transformers_experts import PARTS, ExpertsPlan, is_experts
-from .checkpoints import open_checkpoint
+from .checkpoints import Checkpoint, GgufFile, open_checkpoint
+from .checkpoints.gguf_llama import GgufLlama
 from .linear import QuantLinear
 
 NAME = "humming"
@@ -28,9 +29,13 @@ NAME = "humming"
 
 @register_quantization_config(NAME)
 class HummingConfig(QuantizationConfigMixin):
-    """The quantization_config that selects the quantizer. Formats are those of the checkpoint's own config.json."""
+    """The quantization_config that selects the quantizer. Formats are those of the checkpoint's own config.json.
 
-    def __init__(self, **_: Any) -> None:
+    gguf_file: the checkpoint, where it is such a file and no folder.
+    """
+
+    def __init__(self, gguf_file: str | None = None, **_: Any) -> None:
+        self.gguf_file = gguf_file
         self.quant_method = NAME  # type: ignore[assignment] # names of others are no QuantizationMethod
 
 
@@ -48,10 +53,15 @@ class _Pending(nn.Module):
 class HummingQuantizer(HfQuantizer):
     """Replaces what a checkpoint has quantised: linear layers by QuantLinear, experts by FusedMoE."""
 
+    quantization_config: HummingConfig
     requires_calibration = True  # that is, it loads checkpoints and quantises nothing itself
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        self._checkpoint = open_checkpoint(Path(kwargs["checkpoint_files"][0]).parent)
+        self._checkpoint: Checkpoint | GgufFile | GgufLlama
+        if gguf_file := self.quantization_config.gguf_file:
+            self._checkpoint = GgufLlama(gguf_file, model.config)
+        else:
+            self._checkpoint = open_checkpoint(Path(kwargs["checkpoint_files"][0]).parent)
         self._linears: dict[str, str] = {}
         self._experts: dict[str, ExpertsPlan] = {}
         self._assign(model)
@@ -112,15 +122,23 @@ class HummingQuantizer(HfQuantizer):
         return False
 
 
-def load(folder: str | PathLike[str], **kwargs: Any) -> Any:
-    """The causal language model of a checkpoint folder, of a format that `humming_ext.checkpoints` reads.
+def load(path: str | PathLike[str], **kwargs: Any) -> Any:
+    """The causal language model of a checkpoint that `humming_ext.checkpoints` reads: a folder, or a .gguf file.
 
     kwargs: as `from_pretrained` takes them; the dtype must be bfloat16 or float16.
 
     Raises ValueError, naming tensor and field, for what `open_checkpoint` and `Checkpoint.read` refuse, and, naming the
     module, for quantised modules that are neither linear layers nor experts, and for experts that FusedMoE cannot take:
-    with an activation other than silu and that of gpt-oss, in activation order, or not all quantised alike.
+    with an activation other than silu and that of gpt-oss, in activation order, or not all quantised alike; and for
+    GGUF files of other models than llama.
     """
-    config = AutoConfig.from_pretrained(folder)
-    config.quantization_config = {"quant_method": NAME}
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, **kwargs)
+    path, quantization = Path(path), {"quant_method": NAME}
+    if path.suffix != ".gguf":
+        config = AutoConfig.from_pretrained(path)
+        config.quantization_config = quantization
+        return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.quantization_config = quantization | {"gguf_file": str(path)}
+    checkpoint = GgufLlama(path, config)
+    state = checkpoint.state(without=checkpoint.names)
+    return LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, **kwargs)

@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from checkpoint_files import values, write_blocks
 from humming_ext import PackedWeight, WeightFormat
 from humming_ext.checkpoints import GgufFile, open_checkpoint
 from humming_ext.checkpoints.gguf import block_spec
+from humming_ext.checkpoints.gguf_llama import GgufLlama
 
 gguf = pytest.importorskip("gguf", reason="the PyPI package gguf is not installed")
 
@@ -120,6 +122,20 @@ def test_minima_leave_16_bit_operands() -> None:
         spec.for_activation(torch.int8)
     codes = torch.zeros(4, 32, dtype=torch.uint8)
     assert PackedWeight.pack(codes, *torch.ones(2, 4, 1).half(), spec=spec).shape == (4, 32)
+
+
+def test_llama_models_alone_have_the_names_of_transformers(tmp_path: Path) -> None:
+    path = write(tmp_path, {"blk.1.attn_q.weight": ("Q8_0", random(64, 64)), "output_norm.weight": ("F32", random(64))})
+    config = SimpleNamespace(model_type="llama", num_attention_heads=2, num_key_value_heads=1)
+    llama = GgufLlama(path, config)
+    assert llama.names == ["model.layers.1.self_attn.q_proj"]
+    assert llama.state(without=llama.names).keys() == {"model.norm.weight"}
+    assert torch.equal(llama.read(llama.names[0]).dequantize().float(), llama.state()[f"{llama.names[0]}.weight"])
+    with pytest.raises(ValueError, match=r"m\.gguf: of a model of type gemma2"):
+        GgufLlama(path, SimpleNamespace(model_type="gemma2"))
+    for name in ("blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight", "rope_freqs.weight"):
+        with pytest.raises(ValueError, match=f"{name}: no tensor of a llama model without biases"):
+            GgufLlama(write(tmp_path, {name: ("F32", random(64))}), config)
 
 
 # ---- files by hand --------------------------------------------------------------------------------------------------

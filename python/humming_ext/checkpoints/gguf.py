@@ -128,11 +128,3 @@ def _codes(stored: Tensor, bits: int) -> Tensor:
         flags = stored[..., : BLOCK // 8, None] >> torch.arange(8, dtype=torch.uint8) & 1
         codes |= flags.flatten(-2) << 4
     return codes
-
-
-def rope_rows(rows: int, heads: int) -> Tensor:
-    """The rows of a GGUF llama query or key weight in the order that transformers wants: int64 [rows].
-
-    GGUF stores the two halves of a head's rotary dimensions alternately, transformers one after the other.
-    """
-    return torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
