@@ -64,7 +64,7 @@ def commit() -> str | None:
     )
 
 
-def stamp(device: torch.device, arguments: Sequence[str]) -> results.Row:
+def stamp(device: torch.device, command: Sequence[str]) -> results.Row:
     """The fields that all rows of a run share: the machine, the software, the kernels, the command."""
     binary = hashlib.sha256(Path(humming_ext._C.__file__).read_bytes()).hexdigest()[:16]
     query = _output("nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader")
@@ -78,7 +78,7 @@ def stamp(device: torch.device, arguments: Sequence[str]) -> results.Row:
         "max_clock": clock,
         "commit": commit(),
         "binary": binary,
-        "command": shlex.join(["benchmarks/bench.py", *arguments]),
+        "command": shlex.join(command),
     }
 
 
@@ -356,7 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.retune and device.type == "cpu":
         parser.error("--retune: kernel instances run on GPUs only")
 
-    run = Run(options, device, stamp(device, arguments), time.monotonic() + options.seconds)
+    shared = stamp(device, ["benchmarks/bench.py", *arguments])
+    run = Run(options, device, shared, time.monotonic() + options.seconds)
     ceilings, wrong, left = Ceilings(device), 0, 0
     measure_part = prepare_part if options.prepare else retune_part if options.retune else run_part
     try:
