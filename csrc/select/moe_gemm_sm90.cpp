@@ -36,7 +36,7 @@ MoeWorkspace moe_workspace(int64_t experts, int64_t pairs, void* base) {
 }
 
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows) {
-  MoeProblem problem{typical_gemm(desc, x, rows), {}, {}, false, rows};
+  MoeProblem problem{typical_gemm(desc, x, rows), {}, {}, rows};
   problem.rows.experts = static_cast<int>(desc.experts);
   problem.rows.rows = static_cast<int>(rows);
   return problem;
@@ -47,7 +47,7 @@ const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& p,
   if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
   if (const char* reason = mismatch(instance.columns, p.gemm)) return reason;
   if (std::max(p.gemm.rows, p.gemm.out_rows) > INT32_MAX) return "counts rows in 32 bits";
-  if (p.gathers && p.gemm.rows * p.gemm.x_row_bytes / 16 > UINT32_MAX) return "takes x of 64 GiB";
+  if (p.gathers() && p.gemm.rows * p.gemm.x_row_bytes / 16 > UINT32_MAX) return "takes x of 64 GiB";
   if (p.rows.experts > kMaxExperts) return "takes at most 4096 experts";
   if (stages_for(instance.columns, p, device) < 2) return "does not fit into shared memory";
   return nullptr;
@@ -91,7 +91,7 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   const MoeGemmSm90Columns& c = instance.columns;
   MoeGemmSm90Params params{};
   params.mainloop = mainloop_params(c, p.gemm, c.tokens, stages_for(c, p, device));
-  params.mainloop.gathers_tokens = p.gathers;
+  params.mainloop.gathers_tokens = p.gathers();
   params.epilogue.dense = epilogue_params(c, p.gemm);
   params.epilogue.scale2_expert_stride = p.gemm.scale2.expert_stride;
   params.epilogue.bias_expert_stride = p.gemm.bias.expert_stride;

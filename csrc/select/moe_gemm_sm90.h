@@ -19,8 +19,9 @@ struct MoeProblem {
   GemmParams gemm;
   MoeRows rows;
   MoePairs pairs;
-  bool gathers;           // rows of x lie anywhere, not in the order of pairs
   int64_t expected_rows;  // that experts have together, as far as the host knows
+
+  bool gathers() const { return pairs.sorted != nullptr; }  // rows of x, which lie anywhere
 };
 
 // As typical_gemm: so many rows, together.

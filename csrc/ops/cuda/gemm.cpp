@@ -70,7 +70,7 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
 
 // The layout indexed: a problem of sorted pairs, and, if they come in blocks, how to sort them (sort->sorted).
 MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t stream, MoeSortParams* sort) {
-  MoeProblem problem{params.gemm, {}, {}, true, params.gemm.out_rows};
+  MoeProblem problem{params.gemm, {}, {}, params.gemm.out_rows};
   GemmParams& gemm = problem.gemm;
   const int experts = static_cast<int>(gemm.desc.experts), top_k = static_cast<int>(params.top_k);
   const int limit = static_cast<int>(gemm.out_rows);
@@ -100,7 +100,7 @@ MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t s
 
 // The other layouts: rows of x lie together by expert.
 MoeProblem rows_problem(const char* op, const MoeParams& params, cudaStream_t stream) {
-  MoeProblem problem{params.gemm, {}, {}, false, params.gemm.rows};
+  MoeProblem problem{params.gemm, {}, {}, params.gemm.rows};
   align_rows(op, &problem.gemm, stream);
   MoeRows& rows = problem.rows;
   rows.rows = static_cast<int>(params.gemm.rows);
