@@ -26,6 +26,7 @@ struct MoeGemmSm90Params {
   const void* x;
   int64_t x_row_bytes;
   int num_ctas;
+  bool known_routing;  // `rows` and weights may be read before the grid ahead has ended
 };
 
 // One producer more than a dense tile has.

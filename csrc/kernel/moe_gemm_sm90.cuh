@@ -230,7 +230,8 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
   constexpr Sm90Tile kTile = Gemm::tile();
   using Table = MoeTile<kTile.tokens, kTile.rows()>;
   constexpr int kConsumers = kTile.consumer_groups();
-  constexpr int kGatherers = !kTile.moves_registers() ? 1 : Config::kTokenGroups ? 2 : 3;  // warps
+  // Warps that fetch rows from anywhere, where the copy engine does not.
+  constexpr int kGatherers = Gemm::kCopiesRows ? 0 : !kTile.moves_registers() ? 1 : Config::kTokenGroups ? 2 : 3;
   static_assert(kTile.cluster_k == 1 && sizeof(Table) == moe_table_bytes(kTile));
 
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -249,9 +250,9 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
   const int group = warp / 4;
   if (warp == 4 * kConsumers) {
     if (ptx::elect_one()) tables.init(4 * kConsumers);
-    sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (m.gathers_tokens ? kGatherers * kWarpSize : 1));
+    sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (kGatherers > 0 && m.gathers_tokens ? kGatherers * kWarpSize : 1));
   }
-  if (m.dependent_launch) ptx::wait_for_dependencies();
+  if (m.dependent_launch && !p.known_routing) ptx::wait_for_dependencies();
   list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
@@ -267,6 +268,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     // One warp brings weights, the next tables and tokens, with others where these lie anywhere, and one the tokens'
     // scales where they have groups.
     const int role = warp - 4 * kConsumers;
+    if (m.dependent_launch && role > 0) ptx::wait_for_dependencies();
     if (role == 0) {
       // The same lane is elected every time: it has the ring.
 #pragma unroll 1
@@ -275,32 +277,37 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
         if (ptx::elect_one()) Producer::template produce<true, false>(m, &map, ring, next.work, 0);
         __syncwarp();
       }
-      if (m.dependent_launch) ptx::launch_dependents();
+      if (m.dependent_launch) {
+        ptx::wait_for_dependencies();  // so that a grid never overlaps the one before its predecessor
+        ptx::launch_dependents();
+      }
     } else if (role == 1 || (role <= kGatherers && m.gathers_tokens)) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
         int here = lane;
         ptx::forget(here);  // else what follows from it is kept between tiles
-        const Tile next(p, blocks, tile, row_tiles, here);
+        Tile next(p, blocks, tile, row_tiles, here);
         if (role == 1) {
           ptx::mbarrier_wait(tables.empty(), tables.phase() ^ 1);
           tables.table().fetch(p.epilogue, next.expert, next.work.token, next.work.tokens,
                                next.work.row_tile * kTile.rows(), here, tables.full());
         }
-        if (m.gathers_tokens) {
-          if constexpr (kGatherers > 1)
-            ptx::mbarrier_wait(tables.full(), tables.phase());
-          else
-            __syncwarp();  // its own warp has written the rows
-          const typename Producer::template Gather<kGatherers> gather(tables.table().x_row, p.x_row_bytes, role - 1,
-                                                                      here, next.work.tokens);
-          gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x), here);
+        if constexpr (kGatherers > 1)
+          if (m.gathers_tokens) ptx::mbarrier_wait(tables.full(), tables.phase());
+        __syncwarp();  // else its own warp has written the rows
+        next.work.rows = tables.table().x_row;
+        if (kGatherers > 0 && m.gathers_tokens) {
+          if constexpr (kGatherers > 0) {
+            const typename Producer::template Gather<kGatherers> gather(next.work.rows, p.x_row_bytes, role - 1, here,
+                                                                        next.work.tokens);
+            gather.run(m, ring, next.work, static_cast<const uint8_t*>(p.x), here);
+          }
         } else if (ptx::elect_one()) {
           Producer::template produce<false, true>(m, &map, ring, next.work, 0);
         }
         __syncwarp();
       }
-    } else if (Config::kTokenGroups && role == kGatherers + 1) {
+    } else if (Config::kTokenGroups && role == max(kGatherers, 1) + 1) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
         const Tile next(p, blocks, tile, row_tiles, lane);

@@ -1,9 +1,11 @@
 // Quantises activations, with an optional activation function in front: x (rows, k or 2k) -> out (rows, k),
 // scale (rows, num_groups).
 //
-//   thread  kValues = 8 neighbouring columns: 16 bytes of 16-bit x, 8 bytes of out (int4: 4)
+//   vector  kValues = 8 neighbouring columns: 16 bytes of 16-bit x, 8 bytes of out (int4: 4)
+//   thread  one vector at a time; of many rows without an activation function four, a block's width apart, whose loads
+//           are under way together
 //   grid    x: rows (strided); y: with several groups per row, stretches of the row (strided)
-//   scale   one per row: the block shares the largest magnitude, then reads the row again, which the L1 still holds
+//   scale   one per row: the block shares the largest magnitude; a row of several stretches is read again
 //           groups of 32, 64, 128: 4, 8 or 16 neighbouring lanes hold a group and its values, one pass
 //           static: one pass
 //
@@ -20,6 +22,7 @@ namespace humming {
 namespace quantize {
 
 inline constexpr int kValues = 8;
+inline constexpr int kManyRows = 512;
 inline constexpr int kMaxThreads = 512;
 inline constexpr int kBlocks = 2;  // per SM; without this bound ptxas may spill a few bytes to fit more
 
@@ -30,9 +33,12 @@ struct Vectors {
   bool in, out;
 };
 
-// kValues elements of a row from element `index` of x on; only the first `count` exist.
+// Columns column .. column + 7 of a row of x as it lies, 0 past the row's end. `columns`: of the row.
 template <DType kType>
-__device__ void load(const QuantizeParams& p, int64_t index, int64_t count, bool vectors, float (&values)[kValues]) {
+__device__ void load(const QuantizeParams& p, int64_t row, int64_t column, int64_t columns, bool vectors,
+                     float (&values)[kValues]) {
+  const int64_t index = row * p.x_row_stride + column;
+  const int64_t count = columns - column;
   if (vectors && count >= kValues) {
     constexpr int kSize = Vector<kType>::kSize;
     const uint8_t* from = static_cast<const uint8_t*>(p.x) + index * dtype_bits(kType) / 8;
@@ -49,19 +55,16 @@ __device__ void load(const QuantizeParams& p, int64_t index, int64_t count, bool
   for (int i = 0; i < kValues; ++i) values[i] = i < count ? load_element<kType>(p.x, index + i) : 0.0f;
 }
 
-// The values to quantise: columns column .. column + 7 of a row after the activation function, 0 past the row's end.
+// The activation function of columns column .. column + 7 of the result, which `values` holds as they were loaded.
 template <DType kType>
-__device__ void load_activated(const QuantizeParams& p, int64_t row, int64_t column, bool vectors,
-                               float (&values)[kValues]) {
-  const int64_t index = row * p.x_row_stride + column;
-  const int64_t count = p.k - column;
-  load<kType>(p, index, count, vectors, values);
+__device__ void activate_loaded(const QuantizeParams& p, int64_t row, int64_t column, bool vectors,
+                                float (&values)[kValues]) {
   if (p.activation == Activation::none) return;
   float up[kValues] = {};
-  if (is_gated(p.activation)) load<kType>(p, index + p.k, count, vectors, up);
+  if (is_gated(p.activation)) load<kType>(p, row, p.k + column, 2 * p.k, vectors, up);
 #pragma unroll
   for (int i = 0; i < kValues; ++i) {
-    values[i] = i < count ? activate(p.activation, p.activation_args, values[i], up[i]) : 0.0f;
+    values[i] = column + i < p.k ? activate(p.activation, p.activation_args, values[i], up[i]) : 0.0f;
   }
 }
 
@@ -141,52 +144,64 @@ __device__ inline uint32_t block_max(uint32_t value, uint32_t (&partial)[kMaxWar
 
 }  // namespace quantize
 
-template <class Config, DType kType, quantize::Scope kScope>
+template <class Config, DType kType, quantize::Scope kScope, int kHeld>
 __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
     quantize_kernel(const __grid_constant__ QuantizeParams p, quantize::Vectors vectors) {
   using namespace quantize;
   begin_dependent<Config>();
   // The bounds of the column loops are the same for all threads of the block: they reduce together.
-  const int64_t stretch = int64_t{blockDim.x} * kValues;
+  const int64_t stretch = int64_t{blockDim.x} * kValues * kHeld;
   const int64_t first = blockIdx.y * stretch;
   const int64_t step = gridDim.y * stretch;
-  float values[kValues];
+  const auto column_of = [&](int64_t base, int vector) { return base + (vector * blockDim.x + threadIdx.x) * kValues; };
 
   if (kScope == Scope::tensor && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
     *static_cast<float*>(p.scale) = *p.static_scale;
   }
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     if (!p.used.has(row)) continue;
+    float values[kHeld][kValues];
+    const auto load_stretch = [&](int64_t base) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        load<kType>(p, row, column_of(base, i), p.k, vectors.in, values[i]);
+        if constexpr (kHeld == 1) activate_loaded<kType>(p, row, column_of(base, i), vectors.in, values[i]);
+      }
+    };
     float scale = 1.0f;
     if constexpr (kScope == Scope::tensor) scale = *p.static_scale;
     if constexpr (kScope == Scope::row) {
       __shared__ uint32_t partial[kMaxWarps];
       uint32_t amax = 0;
       for (int64_t base = first; base < p.k; base += step) {
-        load_activated<kType>(p, row, base + threadIdx.x * kValues, vectors.in, values);
-        amax = max(amax, largest_magnitude(values));
+        load_stretch(base);
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) amax = max(amax, largest_magnitude(values[i]));
       }
       scale = make_scale(p, block_max(amax, partial), row, 0, threadIdx.x == 0);
     }
     for (int64_t base = first; base < p.k; base += step) {
-      const int64_t column = base + threadIdx.x * kValues;
-      load_activated<kType>(p, row, column, vectors.in, values);
-      if constexpr (kScope == Scope::group) {
-        uint32_t amax = largest_magnitude(values);
-        for (int lanes = 1; lanes < p.group / kValues; lanes *= 2) {
-          amax = max(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+      if (kScope != Scope::row || step < p.k) load_stretch(base);
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        const int64_t column = column_of(base, i);
+        if constexpr (kScope == Scope::group) {
+          uint32_t amax = largest_magnitude(values[i]);
+          for (int lanes = 1; lanes < p.group / kValues; lanes *= 2) {
+            amax = max(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+          }
+          const bool write = column < p.k && column % p.group == 0;
+          scale = make_scale(p, amax, row, column / p.group, write);
         }
-        const bool write = column < p.k && column % p.group == 0;
-        scale = make_scale(p, amax, row, column / p.group, write);
+        if (column < p.k) store(p, row, column, scale, vectors.out, values[i]);
       }
-      if (column < p.k) store(p, row, column, scale, vectors.out, values);
     }
   }
 }
 
 namespace quantize {
 
-template <class Config, DType kType>
+template <class Config, DType kType, int kHeld>
 void launch(const QuantizeParams& p, cudaStream_t stream) {
   const auto whole_vectors = [](int64_t elements) { return elements * dtype_bits(kType) % (8 * kVectorBytes) == 0; };
   Vectors vectors;
@@ -194,21 +209,24 @@ void launch(const QuantizeParams& p, cudaStream_t stream) {
       is_aligned(p.x, kVectorBytes) && whole_vectors(p.x_row_stride) && (!is_gated(p.activation) || whole_vectors(p.k));
   vectors.out = is_aligned(p.out, kValues) && p.out_row_bytes % kValues == 0;
 
-  const int64_t warps = ceil_div(p.k, kValues * kWarpSize);
+  const int64_t warps = ceil_div(p.k, kHeld * kValues * kWarpSize);
   const int threads = static_cast<int>(at_most(warps, kMaxThreads / kWarpSize)) * kWarpSize;
   // A scale per row needs the whole row in one block.
-  const int64_t stretches = ceil_div(p.k, int64_t{threads} * kValues);
+  const int64_t stretches = ceil_div(p.k, int64_t{threads} * kHeld * kValues);
   const bool grouped = p.num_groups > 1;
   const bool is_static = p.static_scale != nullptr;
   const dim3 grid(static_cast<unsigned>(at_most(p.rows > 0 ? p.rows : 1, kMaxGridX)),
                   static_cast<unsigned>(grouped || is_static ? at_most(stretches, kMaxGridY) : 1));
-  if (is_static) {
-    launch_dependent<Config>(quantize_kernel<Config, kType, Scope::tensor>, grid, threads, 0, stream, p, vectors);
-  } else if (grouped) {
-    launch_dependent<Config>(quantize_kernel<Config, kType, Scope::group>, grid, threads, 0, stream, p, vectors);
-  } else {
-    launch_dependent<Config>(quantize_kernel<Config, kType, Scope::row>, grid, threads, 0, stream, p, vectors);
-  }
+  const auto kernel = is_static ? quantize_kernel<Config, kType, Scope::tensor, kHeld>
+                      : grouped ? quantize_kernel<Config, kType, Scope::group, kHeld>
+                                : quantize_kernel<Config, kType, Scope::row, kHeld>;
+  launch_dependent<Config>(kernel, grid, threads, 0, stream, p, vectors);
+}
+
+template <class Config, DType kType>
+void launch_of(const QuantizeParams& p, cudaStream_t stream) {
+  if (p.activation == Activation::none && p.rows >= kManyRows) return launch<Config, kType, 4>(p, stream);
+  launch<Config, kType, 1>(p, stream);
 }
 
 }  // namespace quantize
@@ -216,9 +234,9 @@ void launch(const QuantizeParams& p, cudaStream_t stream) {
 template <class Config>
 void launch_quantize(const QuantizeParams& p, cudaStream_t stream) {
   switch (p.x_dtype) {
-    case DType::bf16: return quantize::launch<Config, DType::bf16>(p, stream);
-    case DType::fp16: return quantize::launch<Config, DType::fp16>(p, stream);
-    default: return quantize::launch<Config, DType::fp32>(p, stream);
+    case DType::bf16: return quantize::launch_of<Config, DType::bf16>(p, stream);
+    case DType::fp16: return quantize::launch_of<Config, DType::fp16>(p, stream);
+    default: return quantize::launch_of<Config, DType::fp32>(p, stream);
   }
 }
 

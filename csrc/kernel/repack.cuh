@@ -1,7 +1,7 @@
 // Packs a checkpoint's codes, scales and zero points into records: one block per record (record_tile.cuh).
 //
 //   1. a thread per row finds the row's source; scales, zero points and padding bytes go straight into the record
-//   2. codes are read along the source rows, checked, rebased, and left in shared memory
+//   2. codes are read along the source rows, eight columns at a time, checked, rebased, and left in shared memory
 //   3. every lane gathers the codes of its patch and writes its words
 //
 // Rebased weights need each row's largest scale before any record of the row: a first kernel, one warp per row, leaves
@@ -18,6 +18,7 @@ namespace repack {
 
 inline constexpr int kMaxGroups = kTileK / 16;  // scale groups of a record
 inline constexpr int kRowWarps = kRecordThreads / kWarpSize;
+inline constexpr int kRun = 8;  // columns that a thread reads at a time; divides every group
 
 struct Shared {
   TileCodes codes;
@@ -92,30 +93,60 @@ __device__ inline void pack_zeros(const RepackParams& p, const RecordGrid& grid,
   }
 }
 
+// Columns k to k + 7 of a source row, in its lowest bits; zeros past the row's end. k is a multiple of 8, so that they
+// are whole bytes.
+__device__ inline uint64_t read_run(const RepackParams& p, int64_t source, int64_t k) {
+  const int64_t first = k / kRun * p.code_bits;
+  const uint8_t* from = p.codes + source * p.codes_row_bytes + first;
+  uint64_t run = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i < p.code_bits && first + i < p.codes_row_bytes) run |= uint64_t{from[i]} << 8 * i;
+  }
+  return run;
+}
+
 // The codes of the record into shared memory.
 __device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid, const RecordPlace& place,
                                   const RecordGeometry& geometry, bool rebased, Shared& shared, Counts& counts) {
-  const int columns = geometry.halves * kHalfK;
-  for (int i = threadIdx.x; i < kStripRows * columns; i += kRecordThreads) {
-    const int row = i / columns;
-    const int column = i % columns;
-    const int64_t k = place.k_tile * kTileK + column;
-    uint32_t code = 0;
-    if (shared.source[row] >= 0 && k < p.desc.k) {
-      code = source_code(p.codes + shared.source[row] * p.codes_row_bytes, p.code_bits, k);
-      counts.rejected += !is_valid_code(grid.format, code);
-      code &= grid.format.code_mask();
-      const int group = rebased ? column / p.desc.group : 0;
-      const int down = rebased ? shared.shift_down[row][group] : 0;
-      if (down > 0) {
-        const uint32_t rounded = rebase_code(grid.format, code, down);
-        // Whichever thread is the first to change a code of the group counts it.
-        const bool changed = rebase_changed(grid.format, code, rounded, down);
-        if (changed && atomicExch(&shared.rounded[row][group], 1) == 0) ++counts.rounded;
-        code = rounded;
+  constexpr int kTurns = kStripRows * kTileK / kRun / kRecordThreads;
+  const int runs_of_row = geometry.halves * kHalfK / kRun;
+  const auto row_of = [&](int turn) { return static_cast<int>(threadIdx.x + turn * kRecordThreads) / runs_of_row; };
+  const auto column_of = [&](int turn) {
+    return static_cast<int>(threadIdx.x + turn * kRecordThreads) % runs_of_row * kRun;
+  };
+  uint64_t runs[kTurns];  // all of them asked for before the first is looked at
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = row_of(turn);
+    const bool exists = row < kStripRows && shared.source[row] >= 0;
+    runs[turn] = exists ? read_run(p, shared.source[row], place.k_tile * kTileK + column_of(turn)) : 0;
+  }
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int row = row_of(turn), column = column_of(turn);
+    if (row >= kStripRows) break;
+    uint64_t run = runs[turn];
+    const int64_t exist = shared.source[row] < 0 ? 0 : p.desc.k - place.k_tile * kTileK - column;
+    const int group = rebased ? column / p.desc.group : 0;
+    const int down = rebased ? shared.shift_down[row][group] : 0;
+#pragma unroll 1
+    for (int i = 0; i < kRun; ++i, run >>= p.code_bits) {
+      uint32_t code = 0;
+      if (i < exist) {
+        code = static_cast<uint32_t>(run) & ((1u << p.code_bits) - 1);
+        counts.rejected += !is_valid_code(grid.format, code);
+        code &= grid.format.code_mask();
+        if (down > 0) {
+          const uint32_t rounded = rebase_code(grid.format, code, down);
+          // Whichever thread is the first to change a code of the group counts it.
+          const bool changed = rebase_changed(grid.format, code, rounded, down);
+          if (changed && atomicExch(&shared.rounded[row][group], 1) == 0) ++counts.rounded;
+          code = rounded;
+        }
       }
+      shared.codes[row][column + i] = static_cast<uint8_t>(code);
     }
-    shared.codes[row][column] = static_cast<uint8_t>(code);
   }
 }
 

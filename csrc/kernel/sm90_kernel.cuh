@@ -48,10 +48,13 @@ void launch(void (*kernel)(const CUtensorMap, const Params), const Params& p, in
             cudaStream_t stream) {
   constexpr Sm90Tile kTile = Gemm::tile();
   allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  const bool by_row = Gemm::kCopiesRows && p.mainloop.gathers_tokens;
   const bool boxes = Gemm::Producer::kBoxes;
   const CUtensorMap map = token_map(p.x, p.x_row_bytes, p.mainloop.tokens, p.mainloop.k, kTile.value_bytes,
-                                    boxes ? kTile.box_rows() : p.mainloop.token_rows,
-                                    boxes ? 1 : kTile.stage_tiles() * kTile.token_blocks());
+                                    by_row  ? 1
+                                    : boxes ? kTile.box_rows()
+                                            : p.mainloop.token_rows,
+                                    by_row || boxes ? 1 : kTile.stage_tiles() * kTile.token_blocks());
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};

@@ -12,6 +12,7 @@ template <class Config>
 struct Sm90Producer : Sm90Stage<Config> {
   using Stage = Sm90Stage<Config>;
   using Stage::kClearTail;
+  using Stage::kCopiesRows;
   using Stage::kExperts;
   using Stage::tile;
   using Stage::token_rows;
@@ -29,6 +30,8 @@ struct Sm90Producer : Sm90Stage<Config> {
     int token;
     int first_box, boxes;  // of tokens
     int block;             // of 128 bytes along K
+    const int32_t* rows;   // of x, in shared memory; as many as `tokens`, where tokens lie anywhere
+    int tokens;
   };
 
   __device__ static void copy_weights(const Sm90MainloopParams& p, const Ring& ring, const Source& source, int bytes) {
@@ -77,7 +80,19 @@ struct Sm90Producer : Sm90Stage<Config> {
     constexpr int kBlocks = tile().stage_tiles() * tile().token_blocks();
     constexpr int kBlockColumns = 128 / tile().value_bytes;
     uint32_t to = ptx::shared_address(ring.stage_tokens());
-    if constexpr (kBoxes) {
+    if (kCopiesRows && p.gathers_tokens) {
+      const bool whole = p.k % kBlockColumns == 0;
+#pragma unroll 1
+      for (int token = 0; token < source.tokens; ++token, to += 128) {
+        const int row = source.rows[token];
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+          const int block = source.block + i;
+          ptx::tensor_copy(to + i * token_rows(p) * 128, map, whole ? 0 : block * kBlockColumns, row, whole ? block : 0,
+                           ring.full());
+        }
+      }
+    } else if constexpr (kBoxes) {
       const bool whole = p.k % kBlockColumns == 0;
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i, to += token_rows(p) * 128) {
@@ -103,7 +118,7 @@ struct Sm90Producer : Sm90Stage<Config> {
   }
 
   // Fills the ring for one work item with weights, tokens or both: two producers bring more copies on their way than
-  // one. `early`, for both: stages of weights, which do not depend on the grid ahead, to ask for before it has ended;
+  // one. Tokens are those of the grid ahead, weights are not. `early`, for both: stages of weights, which do not depend on the grid ahead, to ask for before it has ended;
   // few, because tokens queue behind weights. 0 after the CTA's first work item.
   template <bool kWeights = true, bool kTokens = true>
   __device__ static void produce(const Sm90MainloopParams& p, const CUtensorMap* map, Ring& ring, const Work& work,
@@ -118,8 +133,13 @@ struct Sm90Producer : Sm90Stage<Config> {
     source.first_box = tile().multicast ? work.row_tile % 2 : 0;
     source.boxes = tile().multicast ? 1 : (work.tokens + tile().box_rows() - 1) / tile().box_rows();
     source.block = work.k_begin * tile().token_blocks();
+    source.rows = work.rows;
+    source.tokens = work.tokens;
 
-    const int token_bytes = tile().token_copy_bytes(kVariesBoxes ? source.boxes * tile().box_rows() : token_rows(p));
+    const int copied_rows = kCopiesRows && p.gathers_tokens ? work.tokens
+                            : kVariesBoxes                  ? source.boxes * tile().box_rows()
+                                                            : token_rows(p);
+    const int token_bytes = tile().token_copy_bytes(copied_rows);
     const int tail = p.half_tail && work.k_end == p.num_k_tiles;
     const int records = work.k_end - work.k_begin - tail;
     const int full_stages = records / kStageTiles;
@@ -137,7 +157,7 @@ struct Sm90Producer : Sm90Stage<Config> {
     Ring tokens_ring = ring;
 #pragma unroll 1
     for (int i = 0; i < early; ++i, ring.next()) next_full_stage();
-    if (p.dependent_launch) ptx::wait_for_dependencies();
+    if (kTokens && p.dependent_launch) ptx::wait_for_dependencies();
 #pragma unroll 1
     for (int i = 0; i < early; ++i, tokens_ring.next()) copy_tokens(p, map, tokens_ring, source);
 #pragma unroll 1

@@ -53,12 +53,16 @@ struct Sm90Stage {
   // Codes that are Inf or NaN in the operand must not meet the zeros behind the last column.
   static constexpr bool kClearTail = Weights::kTraits.specials != Specials::none;
 
+  // Few tokens that lie anywhere come by the copy engine, row by row; others are fetched by threads.
+  static constexpr bool kCopiesRows = kExperts && !kMmaSync && tile().tokens <= 16;
+
   // A tile of the product.
   struct Work {
     const uint8_t* packed;  // the weight, or that of the expert
     int row_tile;
     int token, tokens;   // rows of x: the first, and how many
     int k_begin, k_end;  // records
+    const int32_t* rows;  // instead of `token`, in shared memory, where they lie anywhere
   };
 
   __device__ static int token_rows(const Sm90MainloopParams& p) {

@@ -15,6 +15,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using Base = Sm90Consumer<Config>;
   using Base::k16;
   using Base::kAccumulatorScale;
+  using Base::kCopiesRows;
   using Base::kExperts;
   using Base::kOperand;
   using Base::kPromoted;
@@ -138,7 +139,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
 #pragma unroll 1
     for (; k < work.k_end; k += tile().split_k * tile().k_tiles) {
       ptx::mbarrier_wait(ring.full(), ring.phase);
-      if (kExperts && ring.p.gathers_tokens) ptx::fence_proxy_async();
+      if (kExperts && !kCopiesRows && ring.p.gathers_tokens) ptx::fence_proxy_async();
       const uint8_t* records = ring.stage_weights() + row_group * tile().k_tiles * ring.p.record_bytes;
       if (tile().k_tiles == 1 || k + tile().k_tiles <= work.k_end) {
 #pragma unroll

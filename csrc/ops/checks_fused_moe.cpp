@@ -358,6 +358,9 @@ FusedMoeParams check_fused_moe(const Tensor& x, const OptionalTensor& x_scale, c
   HUMMING_CHECK(!expected_tokens || *expected_tokens >= 0, kOp, ": expected_tokens = ", expected_tokens.value_or(0),
                 " is negative; pass an estimate or None");
   params.gate_up.expected_tokens = params.down.expected_tokens = expected_tokens.value_or(0);
+  // A quantisation waits for what is ahead of it, as does the first product.
+  params.gate_up.known_routing = layer.quantises_x;
+  params.down.known_routing = true;
 
   const RowsInUse x_rows = check_rows(a, &layer, &params);
   check_weight(kOp, w13, w13_scale2, w13_bias, x, &gate_up, {"w13", "w13_scale2", "w13_bias"});

@@ -104,6 +104,7 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   params.x = p.gemm.x;
   params.x_row_bytes = p.gemm.x_row_bytes;
   params.num_ctas = device.num_sms * c.ctas;
+  params.known_routing = p.known_routing;
   return params;
 }
 

@@ -20,6 +20,7 @@ struct MoeProblem {
   MoeRows rows;
   MoePairs pairs;
   int64_t expected_rows;  // that experts have together, as far as the host knows
+  bool known_routing;     // see MoeParams
 
   bool gathers() const { return pairs.sorted != nullptr; }  // rows of x, which lie anywhere
 };

@@ -12,12 +12,20 @@ CODE_DTYPES = {torch.float8_e4m3fn: WeightFormat.e4m3, torch.float8_e5m2: Weight
 
 
 def pack_one(
-    codes: Tensor, scale: Tensor | None, zero: Tensor | None, spec: QuantSpec, k: int, code_bits: int, interleaved: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Packs one weight [n, k], with the arguments of PackedWeight.pack, where its tensors are.
+    codes: Tensor,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    spec: QuantSpec,
+    k: int,
+    code_bits: int,
+    interleaved: bool,
+    *,
+    out: Tensor,
+) -> tuple[Tensor | None, Tensor]:
+    """Packs one weight [n, k] into `out`, with the arguments of PackedWeight.pack, where its tensors are.
 
-    Returns packed, the secondary scale (float32 [1] or [n] in logical row order, or None), and int64 [2]: the number of
-    scale groups whose codes were rounded, and that of codes, scales and zero points that are not legal.
+    Returns the secondary scale (float32 [1] or [n] in logical row order, or None), and int64 [2]: the number of scale
+    groups whose codes were rounded, and that of codes, scales and zero points that are not legal.
     """
     if codes.dim() != 2:
         raise ValueError(f"codes: expected [n, k] for each weight, got {list(codes.shape)}")
@@ -39,10 +47,13 @@ def pack_one(
     if zero is not None:
         zero = expand(zero, "zero", spec, n, k, interleaved)
     row_order = "plain" if not spec.gate_up else "gate_up_interleaved" if interleaved else "gate_up"
-    packed, row_scale, counts = torch.ops.humming.prepack(
-        codes.contiguous(), code_bits, scale, zero, spec.desc(n, k), row_order
+    desc = spec.desc(n, k)
+    row_scale = codes.new_empty(torch.ops.humming.row_scale_shape(desc), dtype=torch.float32)
+    counts = codes.new_empty(2, dtype=torch.int64)
+    torch.ops.humming.prepack.out(
+        codes.contiguous(), code_bits, scale, zero, desc, row_order, packed=out, row_scale=row_scale, stats=counts
     )
-    return packed, row_scale if row_scale.numel() else secondary, counts
+    return row_scale if row_scale.numel() else secondary, counts
 
 
 def combine_scale2(own: Tensor | None, given: Tensor | None, n: int, experts: int) -> Tensor | None:

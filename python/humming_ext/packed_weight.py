@@ -108,22 +108,27 @@ class PackedWeight:
 
         def one(values: Tensor | Sequence[Tensor] | None, expert: int) -> Tensor | None:
             value = values if dense or values is None else values[expert]
-            return value.to(target) if isinstance(value, Tensor) else None
-
-        def pack_expert(expert: int) -> tuple[Tensor, Tensor | None, Tensor]:
-            codes_, scale_, zero_ = one(codes, expert), one(scale, expert), one(zero, expert)
-            assert codes_ is not None
-            return pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved)
+            if not isinstance(value, Tensor):
+                return None
+            # Copies to a GPU are in order with what reads them; others are waited for.
+            return value.to(target, non_blocking=target.type == "cuda" and value.device.type == "cpu")
 
         desc = spec.desc(n, k, experts)
         packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
+
+        def pack_expert(expert: int) -> tuple[Tensor | None, Tensor]:
+            codes_, scale_, zero_ = one(codes, expert), one(scale, expert), one(zero, expert)
+            assert codes_ is not None
+            out = packed if dense else packed[expert]
+            return pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved, out=out)
+
         secondary, counts = [], []
         for expert in range(max(experts, 1)):
-            result, factor, count = pack_expert(expert)
-            (packed if dense else packed[expert]).copy_(result)
+            factor, count = pack_expert(expert)
             secondary += [factor] if factor is not None else []
             counts.append(count)
         own = torch.stack(secondary) if secondary else None
+        del secondary
         scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
         rounded, invalid = torch.stack(counts).sum(0).tolist()
         if scale2 is not None:

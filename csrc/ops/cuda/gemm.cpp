@@ -122,6 +122,7 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
                                                            : rows_problem(op, params, device.stream());
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
   if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
+  problem.known_routing = params.known_routing && sort.sorted == nullptr;
 
   const MoeGemmSm90Instance* instance =
       name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
