@@ -28,18 +28,34 @@ struct RowsInUse {
 
 // x [rows, k or 2k] -> out [rows, k], scale [rows, num_groups]. The value of column c is x[row, c], or
 // activation(x[row, c], x[row, k + c]) for gated activations. Rows not in use are neither read nor written.
+// Where the results of a row go: to itself, or to every one of `count` rows that is not negative.
+struct RowCopies {
+  const int32_t* to;  // [rows, count], or nullptr
+  int64_t count;
+
+  template <class Visit>
+  HUMMING_HD void visit(int64_t row, Visit visit) const {
+    if (to == nullptr) return visit(row);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t copy = to[row * count + i];
+      if (copy >= 0) visit(copy);
+    }
+  }
+};
+
 struct QuantizeParams {
   const void* x;
   DType x_dtype;  // fp32, bf16, fp16
   int64_t x_row_stride;
   int64_t rows;
+  RowCopies copies;
   int64_t k;  // columns of out, in values (int4: two per byte)
   uint8_t* out;
   DType out_dtype;  // e4m3, e5m2, int8, int4
   int64_t out_row_bytes;
   int64_t group;              // 32, 64, 128; k (one group) for per-token and static scales
   int64_t num_groups;         // ceil(k / group)
-  void* scale;                // [rows, num_groups] contiguous; [1] for a static scale
+  void* scale;                // [rows or copies, num_groups] contiguous; [1] for a static scale
   DType scale_dtype;          // fp32, e8m0
   const float* static_scale;  // device scalar or nullptr
   const float* row_factors;   // [rows], what fp32 scales are multiplied by when they are stored; nullptr: 1

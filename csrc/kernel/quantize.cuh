@@ -24,7 +24,7 @@ namespace quantize {
 inline constexpr int kValues = 8;
 inline constexpr int kManyRows = 512;
 inline constexpr int kMaxThreads = 512;
-inline constexpr int kBlocks = 2;  // per SM; without this bound ptxas may spill a few bytes to fit more
+inline constexpr int kBlocks = 2;  // per SM, of one vector a thread; without this bound ptxas may spill to fit more
 
 enum class Scope { tensor, row, group };  // what shares a scale; tensor: it is given
 
@@ -75,59 +75,62 @@ __device__ inline uint32_t largest_magnitude(const float (&values)[kValues]) {
   return amax;
 }
 
+// The codes of a vector, side by side.
 template <DType kOut>
-__device__ void store_as(const QuantizeParams& p, int64_t row, int64_t column, float scale, bool vectors,
-                         const float (&values)[kValues]) {
+__device__ uint2 codes_as(float scale, const float (&values)[kValues]) {
   uint32_t pairs[kValues / 2];  // of codes, a byte each
 #pragma unroll
   for (int i = 0; i < kValues / 2; ++i) pairs[i] = quantize_pair<kOut>(values[2 * i], values[2 * i + 1], scale);
-  const int64_t count = p.k - column;
-  uint8_t* out = p.out + row * p.out_row_bytes + (kOut == DType::int4 ? column / 2 : column);
   if constexpr (kOut == DType::int4) {
     uint32_t packed = 0;
 #pragma unroll
     for (int i = 0; i < kValues / 2; ++i) packed |= uint32_t{pack_int4(pairs[i], pairs[i] >> 8)} << (8 * i);
-    if (vectors && count >= kValues) {
-      *reinterpret_cast<uint32_t*>(out) = packed;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kValues / 2; ++i) {
-      if (2 * i < count) out[i] = static_cast<uint8_t>(packed >> (8 * i));
-    }
-  } else {
-    if (vectors && count >= kValues) {
-      *reinterpret_cast<uint2*>(out) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      if (i < count) out[i] = static_cast<uint8_t>(pairs[i / 2] >> (i % 2 * 8));
-    }
+    return make_uint2(packed, 0);
+  }
+  return make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+}
+
+__device__ inline uint2 codes_of(const QuantizeParams& p, float scale, const float (&values)[kValues]) {
+  switch (p.out_dtype) {
+    case DType::e4m3: return codes_as<DType::e4m3>(scale, values);
+    case DType::e5m2: return codes_as<DType::e5m2>(scale, values);
+    case DType::int8: return codes_as<DType::int8>(scale, values);
+    default: return codes_as<DType::int4>(scale, values);
   }
 }
 
-__device__ inline void store(const QuantizeParams& p, int64_t row, int64_t column, float scale, bool vectors,
-                             const float (&values)[kValues]) {
-  switch (p.out_dtype) {
-    case DType::e4m3: return store_as<DType::e4m3>(p, row, column, scale, vectors, values);
-    case DType::e5m2: return store_as<DType::e5m2>(p, row, column, scale, vectors, values);
-    case DType::int8: return store_as<DType::int8>(p, row, column, scale, vectors, values);
-    default: return store_as<DType::int4>(p, row, column, scale, vectors, values);
+__device__ inline void store(const QuantizeParams& p, int64_t row, int64_t column, bool vectors, uint2 codes) {
+  const bool nibbles = p.out_dtype == DType::int4;
+  const int64_t count = p.k - column;
+  uint8_t* out = p.out + row * p.out_row_bytes + (nibbles ? column / 2 : column);
+  if (vectors && count >= kValues) {
+    if (nibbles)
+      *reinterpret_cast<uint32_t*>(out) = codes.x;
+    else
+      *reinterpret_cast<uint2*>(out) = codes;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) {
+    const bool exists = nibbles ? 2 * i < count && i < kValues / 2 : i < count;
+    if (exists) out[i] = static_cast<uint8_t>((i < 4 ? codes.x : codes.y) >> (i % 4 * 8));
   }
 }
 
 // The scale of a group of a row with largest magnitude `amax`, written by one thread and returned as fp32 to all
 // that ask.
 __device__ inline float make_scale(const QuantizeParams& p, uint32_t amax, int64_t row, int64_t group, bool write) {
-  const int64_t index = row * p.num_groups + group;
   if (p.scale_dtype == DType::e8m0) {
     const uint8_t code = group_scale_e8m0(amax, p.out_dtype);
-    if (write) static_cast<uint8_t*>(p.scale)[index] = code;
+    if (write)
+      p.copies.visit(row, [&](int64_t to) { static_cast<uint8_t*>(p.scale)[to * p.num_groups + group] = code; });
     return e8m0_to_float(code);
   }
   const float scale = group_scale(amax, p.out_dtype);
-  if (write) static_cast<float*>(p.scale)[index] = p.row_factors != nullptr ? scale * p.row_factors[row] : scale;
+  if (write) {
+    const float stored = p.row_factors != nullptr ? scale * p.row_factors[row] : scale;
+    p.copies.visit(row, [&](int64_t to) { static_cast<float*>(p.scale)[to * p.num_groups + group] = stored; });
+  }
   return scale;
 }
 
@@ -145,7 +148,7 @@ __device__ inline uint32_t block_max(uint32_t value, uint32_t (&partial)[kMaxWar
 }  // namespace quantize
 
 template <class Config, DType kType, quantize::Scope kScope, int kHeld>
-__global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
+__global__ void __launch_bounds__(quantize::kMaxThreads, kHeld == 1 ? quantize::kBlocks : 1)
     quantize_kernel(const __grid_constant__ QuantizeParams p, quantize::Vectors vectors) {
   using namespace quantize;
   begin_dependent<Config>();
@@ -182,10 +185,11 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
     }
     for (int64_t base = first; base < p.k; base += step) {
       if (kScope != Scope::row || step < p.k) load_stretch(base);
+      uint2 codes[kHeld];
 #pragma unroll
       for (int i = 0; i < kHeld; ++i) {
-        const int64_t column = column_of(base, i);
         if constexpr (kScope == Scope::group) {
+          const int64_t column = column_of(base, i);
           uint32_t amax = largest_magnitude(values[i]);
           for (int lanes = 1; lanes < p.group / kValues; lanes *= 2) {
             amax = max(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
@@ -193,8 +197,14 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
           const bool write = column < p.k && column % p.group == 0;
           scale = make_scale(p, amax, row, column / p.group, write);
         }
-        if (column < p.k) store(p, row, column, scale, vectors.out, values[i]);
+        codes[i] = codes_of(p, scale, values[i]);
       }
+      p.copies.visit(row, [&](int64_t to) {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+          if (column_of(base, i) < p.k) store(p, to, column_of(base, i), vectors.out, codes[i]);
+        }
+      });
     }
   }
 }

@@ -21,7 +21,7 @@ inline constexpr int kRowWarps = kRecordThreads / kWarpSize;
 inline constexpr int kRun = 8;  // columns that a thread reads at a time; divides every group
 
 struct Shared {
-  TileCodes codes;
+  alignas(4) TileCodes codes;
   int64_t source[kStripRows];              // source row over all experts, -1 for a padding row
   int largest[kStripRows];                 // rebase: the row's largest scale
   int shift_down[kStripRows][kMaxGroups];  // rebase: binades by which a group's codes are rounded down
@@ -106,47 +106,65 @@ __device__ inline uint64_t read_run(const RepackParams& p, int64_t source, int64
   return run;
 }
 
+// The codes of a run, a byte each, after what few runs need: a look at what may be illegal, and codes that move down.
+__device__ inline uint64_t check_run(const RepackParams& p, const RecordGrid& grid, uint64_t run, int down,
+                                     int* group_rounded, Counts& counts) {
+  uint64_t codes = 0;
+#pragma unroll 1
+  for (int i = 0; i < kRun; ++i, run >>= p.code_bits) {
+    uint32_t code = static_cast<uint32_t>(run) & ((1u << p.code_bits) - 1);
+    counts.rejected += !is_valid_code(grid.format, code);
+    code &= grid.format.code_mask();
+    if (down > 0) {
+      const uint32_t moved = rebase_code(grid.format, code, down);
+      // Whichever thread is the first to change a code of the group counts it.
+      if (rebase_changed(grid.format, code, moved, down) && atomicExch(group_rounded, 1) == 0) ++counts.rounded;
+      code = moved;
+    }
+    codes |= uint64_t{code} << (8 * i);
+  }
+  return codes;
+}
+
 // The codes of the record into shared memory.
 __device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid, const RecordPlace& place,
                                   const RecordGeometry& geometry, bool rebased, Shared& shared, Counts& counts) {
   constexpr int kTurns = kStripRows * kTileK / kRun / kRecordThreads;
-  const int runs_of_row = geometry.halves * kHalfK / kRun;
-  const auto row_of = [&](int turn) { return static_cast<int>(threadIdx.x + turn * kRecordThreads) / runs_of_row; };
-  const auto column_of = [&](int turn) {
-    return static_cast<int>(threadIdx.x + turn * kRecordThreads) % runs_of_row * kRun;
-  };
+  const int code_bits = p.code_bits;
+  const int runs_shift = geometry.halves == 2 ? 4 : 3;  // 2^runs_shift runs a row
+  static_assert(kHalfK / kRun == 1 << 3);
+  const int group_shift = rebased ? __ffs(p.desc.group) - 1 : 0;  // a power of two
+  const bool may_be_illegal = code_bits > grid.format.bits || grid.format.specials != Specials::none;
   uint64_t runs[kTurns];  // all of them asked for before the first is looked at
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
-    const int row = row_of(turn);
+    const int index = threadIdx.x + turn * kRecordThreads;
+    const int row = index >> runs_shift, column = (index - (row << runs_shift)) * kRun;
     const bool exists = row < kStripRows && shared.source[row] >= 0;
-    runs[turn] = exists ? read_run(p, shared.source[row], place.k_tile * kTileK + column_of(turn)) : 0;
+    const int64_t k = place.k_tile * kTileK + column;
+    runs[turn] = exists ? read_run(p, shared.source[row], k) : 0;
+    // What pads the last byte is no code.
+    const int64_t bits = (p.desc.k - k) * code_bits;
+    if (bits < 64) runs[turn] &= bits > 0 ? (uint64_t{1} << bits) - 1 : 0;
   }
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
-    const int row = row_of(turn), column = column_of(turn);
+    const int index = threadIdx.x + turn * kRecordThreads;
+    const int row = index >> runs_shift, column = (index - (row << runs_shift)) * kRun;
     if (row >= kStripRows) break;
-    uint64_t run = runs[turn];
-    const int64_t exist = shared.source[row] < 0 ? 0 : p.desc.k - place.k_tile * kTileK - column;
-    const int group = rebased ? column / p.desc.group : 0;
+    const int group = rebased ? column >> group_shift : 0;
     const int down = rebased ? shared.shift_down[row][group] : 0;
-#pragma unroll 1
-    for (int i = 0; i < kRun; ++i, run >>= p.code_bits) {
-      uint32_t code = 0;
-      if (i < exist) {
-        code = static_cast<uint32_t>(run) & ((1u << p.code_bits) - 1);
-        counts.rejected += !is_valid_code(grid.format, code);
-        code &= grid.format.code_mask();
-        if (down > 0) {
-          const uint32_t rounded = rebase_code(grid.format, code, down);
-          // Whichever thread is the first to change a code of the group counts it.
-          const bool changed = rebase_changed(grid.format, code, rounded, down);
-          if (changed && atomicExch(&shared.rounded[row][group], 1) == 0) ++counts.rounded;
-          code = rounded;
-        }
-      }
-      shared.codes[row][column + i] = static_cast<uint8_t>(code);
+    uint64_t codes = 0;
+    if (may_be_illegal || down > 0) {
+      codes = check_run(p, grid, runs[turn], down, &shared.rounded[row][group], counts);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) codes |= (runs[turn] >> (i * code_bits) & ((1u << code_bits) - 1)) << (8 * i);
     }
+    static_assert(kRecordPitch % 4 == 0);
+    uint32_t* to = reinterpret_cast<uint32_t*>(&shared.codes[row][column]);
+    to[0] = static_cast<uint32_t>(codes);
+    to[1] = static_cast<uint32_t>(codes >> 32);
   }
 }
 

@@ -14,6 +14,9 @@ namespace {
 
 constexpr const char* kOp = "humming::fused_moe";
 constexpr int64_t kAlign = 128;  // bytes, of every part and every row
+// From so many pairs on, quantised tokens are written in the order of their experts, once for each: where an expert has
+// many rows, a product takes longer to fetch them from anywhere than this takes.
+constexpr int64_t kManyPairs = 8192;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 int64_t row_bytes(int64_t columns, DType dtype) { return aligned((columns * dtype_bits(dtype) + 7) / 8); }
@@ -31,6 +34,7 @@ struct Layer {
   DType out_dtype;
 
   bool indexed() const { return layout == MoeLayout::indexed; }
+  bool sorts_x() const { return indexed() && quantises_x && pairs >= kManyPairs; }
   int64_t groups(int64_t k) const { return group ? (k + group - 1) / group : 1; }
   DType h_dtype() const { return w2.operand == Operand::fp16 ? DType::fp16 : DType::bf16; }
 };
@@ -88,7 +92,7 @@ Parts parts_of(const Layer& layer) {
     int64_t bytes;  // 0: there is none
   };
   const Step steps[] = {
-      {&parts.x, layer.quantises_x ? quantised_bytes(layer.w13, layer.rows) : 0},
+      {&parts.x, layer.quantises_x ? quantised_bytes(layer.w13, layer.sorts_x() ? layer.pairs : layer.rows) : 0},
       {&parts.h, layer.pairs * row_bytes(layer.w2.k, layer.h_dtype())},
       {&parts.h_quantised, takes_quantised(layer.w2) ? quantised_bytes(layer.w2, layer.pairs) : 0},
       {&parts.y, layer.indexed() ? layer.pairs * row_bytes(layer.w2.n, layer.out_dtype) : 0},
@@ -107,24 +111,28 @@ Parts parts_of(const Layer& layer) {
 }
 
 // The quantisation to `to` of the rows that `product` takes; it then takes them from there.
-QuantizeParams quantise(const Layer& layer, const RowsInUse& used, uint8_t* to, GemmParams* product) {
+QuantizeParams quantise(const Layer& layer, const RowsInUse& used, const RowCopies& copies, uint8_t* to,
+                        GemmParams* product) {
   const int64_t k = product->desc.k, groups = layer.groups(k);
   QuantizeParams params{};
   params.x = product->x;
   params.x_dtype = product->x_dtype;
   params.x_row_stride = product->x_row_bytes * 8 / dtype_bits(product->x_dtype);
   params.rows = product->rows;
+  params.copies = copies;
   params.k = k;
   params.out = to;
   params.out_dtype = own_dtype(product->desc.operand);
   params.out_row_bytes = row_bytes(k, params.out_dtype);
   params.group = layer.group ? layer.group : k;
   params.num_groups = groups;
-  params.scale = to + params.rows * params.out_row_bytes;
+  const int64_t results = copies.to != nullptr ? layer.pairs : params.rows;
+  params.scale = to + results * params.out_row_bytes;
   params.scale_dtype = DType::fp32;
   params.used = used;
   params.activation = Activation::none;
 
+  product->rows = results;
   product->x = to;
   product->x_dtype = params.out_dtype;
   product->x_row_bytes = params.out_row_bytes;
@@ -261,9 +269,13 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
     product->expert_offsets = align.offsets;
     product->offset_dtype = DType::int32;
   }
-  params->gate_up.sorted_token_ids = align.sorted_pairs;
-  params->gate_up.num_sorted = layer.pairs;
-  params->gate_up.in_order = true;
+  if (layer.sorts_x()) {
+    params->gate_up.layout = MoeLayout::contiguous;
+  } else {
+    params->gate_up.sorted_token_ids = align.sorted_pairs;
+    params->gate_up.num_sorted = layer.pairs;
+    params->gate_up.in_order = true;
+  }
   params->down.layout = MoeLayout::contiguous;
 
   const GemmParams& down = params->down.gemm;
@@ -295,7 +307,8 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   GemmParams &gate_up = params->gate_up.gemm, &down = params->down.gemm;
   uint8_t* const base = write_pointer<uint8_t>(a.workspace);
   if (layer.quantises_x) {
-    params->quantize_x = quantise(layer, x_rows, base + parts.x, &gate_up);
+    const RowCopies copies = {params->align.positions, params->gate_up.top_k};
+    params->quantize_x = quantise(layer, x_rows, layer.sorts_x() ? copies : RowCopies{}, base + parts.x, &gate_up);
   }
   down.x = gate_up.out;
   down.x_dtype = gate_up.out_dtype;
@@ -304,7 +317,7 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   down.x_scale = {nullptr, DType::fp32, 0, 0, 0};
   if (takes_quantised(layer.w2)) {
     const RowsInUse sorted = {params->align.offsets + layer.w2.experts, DType::int32, layer.pairs};
-    params->quantize_h = quantise(layer, layer.indexed() ? sorted : x_rows, base + parts.h_quantised, &down);
+    params->quantize_h = quantise(layer, layer.indexed() ? sorted : x_rows, {}, base + parts.h_quantised, &down);
   }
 }
 

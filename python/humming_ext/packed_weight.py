@@ -132,7 +132,7 @@ class PackedWeight:
         scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
         rounded, invalid = torch.stack(counts).sum(0).tolist()
         if scale2 is not None:
-            invalid += scale2.numel() - int(scale2.isfinite().sum())
+            invalid += int(torch.count_nonzero(scale2 - scale2))  # NaN for what is not finite
         if invalid > max_invalid:
             raise ValueError(
                 f"codes, scale, zero: {invalid} values are non-finite or out of range for {spec.format.name}; repair "

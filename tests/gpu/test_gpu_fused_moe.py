@@ -89,6 +89,14 @@ def test_quantised_tokens_give_the_bits_of_the_layers_own(case: LayerCase, layou
     assert_bits_equal(problem.run(), first)
 
 
+@pytest.mark.parametrize("case", [BY_NAME["v4-fp8"], BY_NAME["qwen3-int8"]], ids=str)
+def test_many_pairs_give_the_bits_of_quantised_tokens(case: LayerCase) -> None:
+    problem = make(replace(case, hidden=256, inner=128, experts=8, top_k=2), "mapped", 4100, "indexed")
+    first = problem.run()
+    quantise_tokens(problem)
+    assert_bits_equal(problem.run(), first)
+
+
 CAPTURE_FIRST = """
 import sys
 sys.path[:0] = sys.argv[1:]

@@ -56,14 +56,16 @@ void quantize_chunk(DType dtype, const float* values, float scale, int64_t n, ui
 
 // The scale of a group, stored, as fp32.
 float make_scale(const QuantizeParams& params, uint32_t amax_bits, int64_t row, int64_t group) {
-  const int64_t index = row * params.num_groups + group;
   if (params.scale_dtype == DType::e8m0) {
     const uint8_t code = group_scale_e8m0(amax_bits, params.out_dtype);
-    static_cast<uint8_t*>(params.scale)[index] = code;
+    params.copies.visit(
+        row, [&](int64_t to) { static_cast<uint8_t*>(params.scale)[to * params.num_groups + group] = code; });
     return e8m0_to_float(code);
   }
   const float scale = group_scale(amax_bits, params.out_dtype);
-  static_cast<float*>(params.scale)[index] = params.row_factors ? scale * params.row_factors[row] : scale;
+  const float stored = params.row_factors ? scale * params.row_factors[row] : scale;
+  params.copies.visit(row,
+                      [&](int64_t to) { static_cast<float*>(params.scale)[to * params.num_groups + group] = stored; });
   return scale;
 }
 
@@ -73,7 +75,6 @@ void quantize(const QuantizeParams& params, int64_t begin, int64_t end) {
   alignas(64) float values[kChunk];
   for (int64_t row = begin; row < end; ++row) {
     if (!params.used.has(row)) continue;
-    uint8_t* out = params.out + row * params.out_row_bytes;
     for (int64_t group = 0; group < params.num_groups; ++group) {
       const int64_t first = group * params.group;
       const int64_t last = first + params.group < params.k ? first + params.group : params.k;
@@ -98,7 +99,13 @@ void quantize(const QuantizeParams& params, int64_t begin, int64_t end) {
         scale = make_scale(params, amax_bits, row, group);
       }
       for_chunks([&](int64_t at, int64_t n) {
-        quantize_chunk(params.out_dtype, values, scale, n, out + at * dtype_bits(params.out_dtype) / 8);
+        uint8_t codes[kChunk];
+        quantize_chunk(params.out_dtype, values, scale, n, codes);
+        const int64_t bits = dtype_bits(params.out_dtype);
+        params.copies.visit(row, [&](int64_t to) {
+          uint8_t* out = params.out + to * params.out_row_bytes + at * bits / 8;
+          __builtin_memcpy(out, codes, static_cast<size_t>(n * bits / 8));
+        });
       });
     }
   }
