@@ -21,7 +21,7 @@ inline constexpr int kRowWarps = kRecordThreads / kWarpSize;
 inline constexpr int kRun = 8;  // columns that a thread reads at a time; divides every group
 
 struct Shared {
-  alignas(4) TileCodes codes;
+  alignas(8) TileCodes codes;
   int64_t source[kStripRows];              // source row over all experts, -1 for a padding row
   int largest[kStripRows];                 // rebase: the row's largest scale
   int shift_down[kStripRows][kMaxGroups];  // rebase: binades by which a group's codes are rounded down
@@ -94,25 +94,40 @@ __device__ inline void pack_zeros(const RepackParams& p, const RecordGrid& grid,
 }
 
 // Columns k to k + 7 of a source row, in its lowest bits; zeros past the row's end. k is a multiple of 8, so that they
-// are whole bytes.
-__device__ inline uint64_t read_run(const RepackParams& p, int64_t source, int64_t k) {
+// are whole bytes. aligned: rows begin at multiples of 8 bytes.
+__device__ inline uint64_t read_run(const RepackParams& p, int64_t source, int64_t k, bool aligned) {
   const int64_t first = k / kRun * p.code_bits;
   const uint8_t* from = p.codes + source * p.codes_row_bytes + first;
-  uint64_t run = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (i < p.code_bits && first + i < p.codes_row_bytes) run |= uint64_t{from[i]} << 8 * i;
+  if (aligned && first + p.code_bits <= p.codes_row_bytes) {
+    if (p.code_bits == 4) return *reinterpret_cast<const uint32_t*>(from);
+    if (p.code_bits == 8) return *reinterpret_cast<const uint64_t*>(from);
   }
+  uint64_t run = 0;
+#pragma unroll 1
+  for (int i = 0; i < p.code_bits && first + i < p.codes_row_bytes; ++i) run |= uint64_t{from[i]} << 8 * i;
   return run;
 }
 
-// The codes of a run, a byte each, after what few runs need: a look at what may be illegal, and codes that move down.
-__device__ inline uint64_t check_run(const RepackParams& p, const RecordGrid& grid, uint64_t run, int down,
-                                     int* group_rounded, Counts& counts) {
+// The codes of a run, a byte each.
+__device__ inline uint64_t spread_run(uint64_t run, int code_bits) {
+  if (code_bits == 8) return run;
+  if (code_bits == 4) {
+    const uint32_t even = static_cast<uint32_t>(run) & 0x0F0F0F0F, odd = static_cast<uint32_t>(run) >> 4 & 0x0F0F0F0F;
+    return __byte_perm(even, odd, 0x5140) | uint64_t{__byte_perm(even, odd, 0x7362)} << 32;
+  }
+  uint64_t codes = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) codes |= (run >> (i * code_bits) & ((1u << code_bits) - 1)) << (8 * i);
+  return codes;
+}
+
+// What few runs need, whose codes are `from`: a look at what may be illegal, and codes that move down.
+__device__ inline uint64_t check_codes(const RecordGrid& grid, uint64_t from, int down, int* group_rounded,
+                                       Counts& counts) {
   uint64_t codes = 0;
 #pragma unroll 1
-  for (int i = 0; i < kRun; ++i, run >>= p.code_bits) {
-    uint32_t code = static_cast<uint32_t>(run) & ((1u << p.code_bits) - 1);
+  for (int i = 0; i < kRun; ++i, from >>= 8) {
+    uint32_t code = static_cast<uint32_t>(from) & 0xFF;
     counts.rejected += !is_valid_code(grid.format, code);
     code &= grid.format.code_mask();
     if (down > 0) {
@@ -128,7 +143,8 @@ __device__ inline uint64_t check_run(const RepackParams& p, const RecordGrid& gr
 
 // The codes of the record into shared memory.
 __device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid, const RecordPlace& place,
-                                  const RecordGeometry& geometry, bool rebased, Shared& shared, Counts& counts) {
+                                  const RecordGeometry& geometry, bool rebased, bool aligned, Shared& shared,
+                                  Counts& counts) {
   constexpr int kTurns = kStripRows * kTileK / kRun / kRecordThreads;
   const int code_bits = p.code_bits;
   const int runs_shift = geometry.halves == 2 ? 4 : 3;  // 2^runs_shift runs a row
@@ -142,7 +158,7 @@ __device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid,
     const int row = index >> runs_shift, column = (index - (row << runs_shift)) * kRun;
     const bool exists = row < kStripRows && shared.source[row] >= 0;
     const int64_t k = place.k_tile * kTileK + column;
-    runs[turn] = exists ? read_run(p, shared.source[row], k) : 0;
+    runs[turn] = exists ? read_run(p, shared.source[row], k, aligned) : 0;
     // What pads the last byte is no code.
     const int64_t bits = (p.desc.k - k) * code_bits;
     if (bits < 64) runs[turn] &= bits > 0 ? (uint64_t{1} << bits) - 1 : 0;
@@ -154,17 +170,9 @@ __device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid,
     if (row >= kStripRows) break;
     const int group = rebased ? column >> group_shift : 0;
     const int down = rebased ? shared.shift_down[row][group] : 0;
-    uint64_t codes = 0;
-    if (may_be_illegal || down > 0) {
-      codes = check_run(p, grid, runs[turn], down, &shared.rounded[row][group], counts);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) codes |= (runs[turn] >> (i * code_bits) & ((1u << code_bits) - 1)) << (8 * i);
-    }
-    static_assert(kRecordPitch % 4 == 0);
-    uint32_t* to = reinterpret_cast<uint32_t*>(&shared.codes[row][column]);
-    to[0] = static_cast<uint32_t>(codes);
-    to[1] = static_cast<uint32_t>(codes >> 32);
+    uint64_t codes = spread_run(runs[turn], code_bits);
+    if (may_be_illegal || down > 0) codes = check_codes(grid, codes, down, &shared.rounded[row][group], counts);
+    *reinterpret_cast<uint64_t*>(&shared.codes[row][column]) = codes;
   }
 }
 
@@ -194,7 +202,7 @@ __global__ void __launch_bounds__(kRecordThreads)
 
 template <class Config>
 __global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
-    repack_kernel(const __grid_constant__ RepackParams p, const __grid_constant__ RecordGrid grid) {
+    repack_kernel(const __grid_constant__ RepackParams p, const __grid_constant__ RecordGrid grid, bool aligned) {
   __shared__ repack::Shared shared;
   const bool rebased = p.row_scale != nullptr;
   const RebaseRange range = rebased ? rebase_range(grid.format, p.desc.operand) : RebaseRange{};
@@ -220,7 +228,7 @@ __global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
     for (int i = end + threadIdx.x; i < geometry.bytes; i += kRecordThreads) record[i] = 0;
     __syncthreads();
 
-    repack::read_codes(p, grid, place, geometry, rebased, shared, counts);
+    repack::read_codes(p, grid, place, geometry, rebased, aligned, shared, counts);
     if (counts.rounded > 0) atomicAdd(&shared.num_rounded, counts.rounded);
     if (counts.rejected > 0) atomicAdd(&shared.num_rejected, counts.rejected);
     __syncthreads();
@@ -254,7 +262,8 @@ void launch_repack(const RepackParams& p, cudaStream_t stream) {
                       static_cast<unsigned>(at_most(grid.experts, kMaxGridY)));
     largest_scale_kernel<Config><<<blocks, kRecordThreads, 0, stream>>>(p, grid.experts);
   }
-  repack_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid);
+  const bool aligned = is_aligned(p.codes, 8) && p.codes_row_bytes % 8 == 0;
+  repack_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid, aligned);
 }
 
 }  // namespace humming

@@ -30,6 +30,7 @@ struct Layer {
   bool quantises_x;
   int64_t group;  // columns of a scale of quantised rows; 0: all
   int64_t rows;   // of x
+  int64_t top_k;  // experts of a row of x
   int64_t pairs;  // rows of h and y
   DType out_dtype;
 
@@ -54,6 +55,7 @@ Layer check_layer(const std::vector<int64_t>& w13_desc, const std::vector<int64_
       group == 0 || layer.quantises_x || takes_quantised(layer.w2), kOp, ": group = ", group,
       ", but neither x nor the activated rows are quantised; pass 0, or weights packed for operand e4m3 or s8");
   layer.group = group;
+  layer.top_k = 1;
   for (const WeightDesc* desc : {&layer.w13, &layer.w2}) {
     HUMMING_CHECK(desc->operand != Operand::s4 || desc->k % 2 == 0, kOp, ": ",
                   desc == &layer.w13 ? "w13_desc" : "w2_desc", ": desc: k = ", desc->k,
@@ -204,7 +206,7 @@ void check_routing(const Arguments& a, Layer* layer, FusedMoeParams* params) {
                 kMaxIndex, " pairs; split the call");
   Arg(kOp, "topk_weights", *a.topk_weights).dtype({ScalarType::Float}).shape(sizes_of(ids), "[tokens, top_k]");
   layer->pairs = layer->rows * top_k;
-  params->gate_up.top_k = top_k;
+  layer->top_k = top_k;
 
   MoeAlignParams& align = params->align;
   align.topk_ids = read_pointer<void>(ids);
@@ -274,6 +276,7 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
   } else {
     params->gate_up.sorted_token_ids = align.sorted_pairs;
     params->gate_up.num_sorted = layer.pairs;
+    params->gate_up.top_k = layer.top_k;
     params->gate_up.in_order = true;
   }
   params->down.layout = MoeLayout::contiguous;
@@ -283,7 +286,7 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
   reduce.y = down.out;
   reduce.dtype = layer.out_dtype;
   reduce.tokens = layer.rows;
-  reduce.top_k = params->gate_up.top_k;
+  reduce.top_k = layer.top_k;
   reduce.hidden = layer.w2.n;
   reduce.y_by_id = true;
   reduce.y_slot_stride = down.out_row_stride;
@@ -307,8 +310,8 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   GemmParams &gate_up = params->gate_up.gemm, &down = params->down.gemm;
   uint8_t* const base = write_pointer<uint8_t>(a.workspace);
   if (layer.quantises_x) {
-    const RowCopies copies = {params->align.positions, params->gate_up.top_k};
-    params->quantize_x = quantise(layer, x_rows, layer.sorts_x() ? copies : RowCopies{}, base + parts.x, &gate_up);
+    const RowCopies copies = layer.sorts_x() ? RowCopies{params->align.positions, layer.top_k} : RowCopies{};
+    params->quantize_x = quantise(layer, x_rows, copies, base + parts.x, &gate_up);
   }
   down.x = gate_up.out;
   down.x_dtype = gate_up.out_dtype;
@@ -323,7 +326,7 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
 
 // Weights as factors of the scales of x: exact where the product of x and a weight may not be.
 void weigh_input(const Arguments& a, const Layer& layer, FusedMoeParams* params) {
-  HUMMING_CHECK(a.topk_weights.has_value() && params->gate_up.top_k == 1, kOp,
+  HUMMING_CHECK(a.topk_weights.has_value() && layer.top_k == 1, kOp,
                 ": apply_router_weight_on_input needs topk_weights with one weight per row of x (top_k = 1)");
   HUMMING_CHECK(!a.x_scale, kOp,
                 ": apply_router_weight_on_input with quantised x; multiply x_scale by topk_weights, and pass ones");

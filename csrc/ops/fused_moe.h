@@ -14,13 +14,13 @@ struct LayerOps {
 
 inline void run_fused_moe(const LayerOps& ops, const Tensor& x, const FusedMoeParams& params) {
   if (params.gate_up.gemm.rows == 0) return;
-  const bool indexed = params.gate_up.layout == MoeLayout::indexed;
-  if (indexed) ops.align(x, params.align);
+  const bool routes = params.align.num_pairs > 0;  // the layout indexed
+  if (routes) ops.align(x, params.align);
   if (params.quantize_x.rows > 0) ops.quantize(x, params.quantize_x);
   ops.product(x, params.gate_up);
   if (params.quantize_h.rows > 0) ops.quantize(x, params.quantize_h);
   ops.product(x, params.down);
-  if (indexed) ops.reduce(x, params.reduce);
+  if (routes) ops.reduce(x, params.reduce);
 }
 
 }  // namespace humming

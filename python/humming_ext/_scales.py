@@ -26,7 +26,7 @@ def expand(values: Tensor, name: str, spec: QuantSpec, n: int, k: int, interleav
         )
     packed_columns = -(-k // spec.packed_group) if spec.packed_group else 1
     if values.numel() == n * packed_columns:
-        return values.reshape(n, packed_columns)
+        return values.reshape(n, packed_columns).contiguous()
     repeats = spec.group // spec.packed_group if spec.group else packed_columns
     row_of = torch.arange(part_rows, device=values.device) // block_rows
     column_of = torch.arange(packed_columns, device=values.device) // repeats

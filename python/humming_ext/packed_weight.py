@@ -122,17 +122,18 @@ class PackedWeight:
             out = packed if dense else packed[expert]
             return pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved, out=out)
 
-        secondary, counts = [], []
+        own, counts = None, []
         for expert in range(max(experts, 1)):
             factor, count = pack_expert(expert)
-            secondary += [factor] if factor is not None else []
+            if factor is not None:
+                own = factor.new_empty(max(experts, 1), factor.numel()) if own is None else own
+                own[expert] = factor
             counts.append(count)
-        own = torch.stack(secondary) if secondary else None
-        del secondary
         scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
         rounded, invalid = torch.stack(counts).sum(0).tolist()
         if scale2 is not None:
-            invalid += int(torch.count_nonzero(scale2 - scale2))  # NaN for what is not finite
+            # In parts, because the check needs memory.
+            invalid += sum(part.numel() - int(part.isfinite().sum()) for part in scale2.view(-1).split(1 << 18))
         if invalid > max_invalid:
             raise ValueError(
                 f"codes, scale, zero: {invalid} values are non-finite or out of range for {spec.format.name}; repair "
