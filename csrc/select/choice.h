@@ -6,9 +6,9 @@
 
 namespace humming {
 
-// The instance of the nearest tuned row among those whose instance can run the problem: the nearest n, k and number of
-// experts, there the smallest token count not below the problem's, else the largest. The lowest estimate where none is
-// near.
+// The instance of the nearest tuned row among those whose instance can run the problem: the nearest n and k, there the
+// smallest token count, with experts that of one, not below the problem's, else the largest. The lowest estimate where
+// none is near.
 template <class Columns>
 struct Choice {
   const Instance<Columns>* instance;  // nullptr if none can run the problem

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <tuple>
 
@@ -103,24 +104,31 @@ struct Extents {
   int64_t n, k, experts, tokens;
 };
 
-// Rows further from a problem say nothing about it: the product of the ratios of extents, 2^2.
+// Rows further from a problem say nothing about it: the product of the ratios of n and k, 2^2.
 inline constexpr double kMaxShapeRatio = 4;
 
 // How far a row is from a problem, the lesser the nearer: shape; token counts below the problem's after all others;
-// token count; where weights with other scales have a row of the same place, the faster one.
-inline std::tuple<double, bool, int64_t, float> distance(const TunedRow& row, const Extents& p) {
+// token count; number of experts; where weights with other scales have a row of the same place, the faster one. With
+// experts, tokens are those of one: tiles are of one expert, and how many experts there are makes no other one better.
+using Distance = std::tuple<double, bool, double, double, float>;
+
+inline Distance distance(const TunedRow& row, const Extents& p) {
   const auto ratio = [](int64_t a, int64_t b) {
     return static_cast<double>(std::max<int64_t>({a, b, 1})) / std::max<int64_t>(std::min(a, b), 1);
   };
-  return {ratio(row.n, p.n) * ratio(row.k, p.k) * ratio(row.experts, p.experts), row.tokens < p.tokens,
-          std::abs(row.tokens - p.tokens), row.us};
+  const auto of_one = [](int64_t tokens, int64_t experts) {
+    return static_cast<double>(tokens) / static_cast<double>(std::max<int64_t>(experts, 1));
+  };
+  const double there = of_one(row.tokens, row.experts), here = of_one(p.tokens, p.experts);
+  return {ratio(row.n, p.n) * ratio(row.k, p.k), there < here, std::abs(there - here), ratio(row.experts, p.experts),
+          row.us};
 }
 
 template <class Columns, class Problem, class Estimate>
 Choice<Columns> choose(const Problem& p, const Extents& extents, const DeviceInfo& device, Table<TunedRow> tuned,
                        Estimate estimate) {
   Choice<Columns> nearest{}, cheapest{};
-  std::tuple<double, bool, int64_t, float> least_distance;
+  Distance least_distance;
   double least_cycles = 0;
   const Table<Instance<Columns>> table = instances<Columns>();
   const TunedRow* row = tuned.begin();

@@ -233,7 +233,7 @@ def test_warpgroups_of_a_split_have_stages_of_their_own(host: ModuleType, case: 
 
 @pytest.mark.parametrize(("operand", "most"), [("bf16", 192), ("e4m3", 256)])
 def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, most: int) -> None:
-    case = WeightCase("e2m1", operand, "e8m0", 32, n=4096, k=16384, experts=256)  # far from tuned rows
+    case = WeightCase("e2m1", operand, "e8m0", 32, n=4096, k=65536, experts=256)  # far from tuned rows
     tokens = []
     for rows in (1, 96, 2000, 8000, 25000, 100000):
         name, stages = host.choose_moe(case.desc, rows)
@@ -242,8 +242,16 @@ def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, m
     assert tokens[0] == 8 and tokens[3:] == [32, 128, most] and tokens == sorted(tokens)
 
 
+def test_rows_of_other_numbers_of_experts_count_the_tokens_of_one(host: ModuleType) -> None:
+    """Experts of one rank of four have the rows of theirs that all of them have on one GPU."""
+    few, many = (WeightCase("e2m1", "e4m3", "e8m0", 32, n=4096, k=2048, experts=count).desc for count in (64, 256))
+    for rows in (24, 96, 1536, 24576):
+        assert host.choose_moe(many, 4 * rows)[0] == host.choose_moe(few, rows)[0]
+        assert f"chosen by the tuned row n = 4096, k = 2048, 64 experts, {rows} tokens" in host.explain_moe(many, 4 * rows)
+
+
 def test_a_mixture_is_explained(host: ModuleType) -> None:
-    case = WeightCase("e2m1", "bf16", "e8m0", 32, n=4096, k=16384, experts=256)  # far from tuned rows
+    case = WeightCase("e2m1", "bf16", "e8m0", 32, n=4096, k=65536, experts=256)  # far from tuned rows
     text = host.explain_moe(case.desc, 96)
     assert "chosen by the lowest estimate, for 96 rows" in text and "\n  > " in text
     assert host.choose_moe(WeightCase("int6", n=64, k=128, experts=8).desc, 96) is None
