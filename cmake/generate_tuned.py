@@ -13,7 +13,7 @@ import sys
 
 from generate_instances import PRESETS, TEST, read_families, select_instances, tomllib, write_if_changed
 
-FAMILIES = ("gemm_sm80", "gemm_sm90", "moe_gemm_sm90")
+FAMILIES = ("gemm_sm80", "gemm_sm90", "moe_gemm_sm80", "moe_gemm_sm90")
 HEADER = ["n", "k", "experts", "tokens", "instance", "us", "commit"]
 
 

@@ -24,14 +24,15 @@ ORDERS = {"e4m3": "k32", "s8": "k32", "s4": "k64"}  # besides k16 for bf16 and f
 # Op -> the manifest's families of its CUDA kernels.
 FAMILIES = {
     "gemm": ("gemm_sm80", "gemm_sm90"),
-    "moe_gemm": ("moe_gemm_sm90",),
+    "moe_gemm": ("moe_gemm_sm80", "moe_gemm_sm90"),
     "quantize_activation": ("quantize",),
     "moe_align": ("moe_align",),
     "moe_reduce": ("moe_reduce",),
     "prepack": ("repack",),
     "decode_packed": ("decode",),
 }
-LAYERS = {"fused_moe": ("moe_gemm_sm90",)}  # op -> the families of those of its steps' kernels that are the fewest
+# op -> the families of those of its steps' kernels that are the fewest
+LAYERS = {"fused_moe": ("moe_gemm_sm80", "moe_gemm_sm90")}
 Instance = generate_instances.Instance
 
 

@@ -96,6 +96,7 @@ def main() -> int:
         for name in (
             "select/gemm_sm90.cpp",
             "select/moe_gemm_sm90.cpp",
+            "select/moe_problem.cpp",
             "select/candidate.cpp",
             "layout/weight_desc.cpp",
             "kernel/tensor_map.cpp",

@@ -11,7 +11,7 @@
 #include "core/check.h"
 #include "mainloop/sm80_tile.h"
 #include "select/gemm.h"
-#include "select/moe_gemm_sm90.h"
+#include "select/moe_gemm.h"
 #include "select/selection.h"
 
 namespace py = pybind11;
@@ -158,15 +158,22 @@ MoeProblem moe_problem_of(const std::vector<int64_t>& ints, int64_t rows) {
 }
 
 // (name of the chosen instance, its stages); None if none can run.
-std::optional<std::pair<std::string, int>> choose_moe(const std::vector<int64_t>& desc, int64_t rows) {
+std::optional<std::pair<std::string, int>> choose_moe(const std::vector<int64_t>& desc, int64_t rows,
+                                                      const std::string& device_name) {
   const MoeProblem problem = moe_problem_of(desc, rows);
-  const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, kH200).instance;
-  if (instance == nullptr) return std::nullopt;
-  return std::pair(instance->entry.name, params_moe_gemm_sm90(*instance, problem, kH200).mainloop.stages);
+  const DeviceInfo device = device_of(device_name);
+  const MoeGemmInstance chosen = choose_moe_gemm(problem, device).instance;
+  if (entry_of(chosen) == nullptr) return std::nullopt;
+  int stages = 0;
+  if (const auto* hopper = std::get_if<const MoeGemmSm90Instance*>(&chosen))
+    stages = params_moe_gemm_sm90(**hopper, problem, device).mainloop.stages;
+  else
+    stages = params_moe_gemm_sm80(*std::get<const MoeGemmSm80Instance*>(chosen), problem, device).mainloop.stages;
+  return std::pair(entry_of(chosen)->name, stages);
 }
 
 std::string explain_moe(const std::vector<int64_t>& desc, int64_t rows) {
-  return explain_moe_gemm_sm90(moe_problem_of(desc, rows), kH200);
+  return explain_moe_gemm(moe_problem_of(desc, rows), kH200);
 }
 
 }  // namespace
@@ -180,10 +187,10 @@ void bind_selection(py::module_& m) {
   m.def("launches_sm80", &launches_sm80);
   m.def("tile_sm80", &tile_sm80);
   m.def("rings", &rings);
-  m.def("choose_moe", &choose_moe);
+  m.def("choose_moe", &choose_moe, py::arg("desc"), py::arg("rows"), py::arg("device") = "h200");
   m.def("explain_moe", &explain_moe);
   m.def("find_instance", [](const std::string& name) {
-    return std::string(name.rfind("moe_", 0) == 0 ? find_moe_gemm_sm90(name).entry.name
+    return std::string(name.rfind("moe_", 0) == 0 ? entry_of(find_moe_gemm(name, kH200))->name
                                                   : entry_of(find_gemm(name, kH200))->name);
   });
 }

@@ -17,9 +17,16 @@ namespace humming {
 namespace gemm_sm80 {
 
 template <class Config>
-__global__ __launch_bounds__(Sm80Gemm<Config>::tile().threads(),
+struct Dense : Config {
+  static constexpr bool kExperts = false;
+};
+template <class Config>
+using GemmOf = Sm80Gemm<Dense<Config>>;
+
+template <class Config>
+__global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
                              Config::kCtas) void gemm_sm80_kernel(const __grid_constant__ GemmSm80Params p) {
-  using Gemm = Sm80Gemm<Config>;
+  using Gemm = GemmOf<Config>;
   constexpr Sm80Tile kTile = Gemm::tile();
   constexpr float kUnit = power_of_two(Gemm::kExponent);
 
@@ -28,7 +35,7 @@ __global__ __launch_bounds__(Sm80Gemm<Config>::tile().threads(),
   const Sm80MainloopParams& m = p.mainloop;
   const int token = p.token_tile(blockIdx.x, blockIdx.y) * kTile.tokens;
   if (token >= m.tokens) return;
-  const typename Gemm::Work work{p.row_tile(blockIdx.x), token, min(kTile.tokens, m.tokens - token)};
+  const typename Gemm::Work work{m.packed, p.row_tile(blockIdx.x), token, min(kTile.tokens, m.tokens - token), nullptr};
   const int first_row = work.row_tile * kTile.rows();
   const int thread = threadIdx.x;
 
@@ -60,7 +67,7 @@ __global__ __launch_bounds__(Sm80Gemm<Config>::tile().threads(),
 
 template <class Config>
 void launch_gemm_sm80(const GemmSm80Params& p, cudaStream_t stream) {
-  constexpr Sm80Tile kTile = Sm80Gemm<Config>::tile();
+  constexpr Sm80Tile kTile = gemm_sm80::GemmOf<Config>::tile();
   const auto kernel = &gemm_sm80::gemm_sm80_kernel<Config>;
   const int shared_bytes = kTile.shared_bytes(p.mainloop.stages, p.mainloop.record_bytes);
   allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);

@@ -4,6 +4,7 @@
 #include "epilogue/moe_epilogue.h"
 #include "kernel/gemm_params.h"
 #include "kernel/params.h"
+#include "mainloop/sm80_tile.h"
 #include "mainloop/sm90_tile.h"
 
 namespace humming {
@@ -29,6 +30,14 @@ struct MoeGemmSm90Params {
   bool known_routing;  // `rows` and weights may be read before the grid ahead has ended
 };
 
+struct MoeGemmSm80Params {
+  Sm80MainloopParams mainloop;  // packed: of expert 0
+  MoeEpilogueParams epilogue;
+  MoeRows rows;
+  int64_t expert_bytes;
+  int num_ctas;
+};
+
 // One producer more than a dense tile has.
 constexpr int moe_threads(const Sm90Tile& tile) { return tile.threads() + (tile.moves_registers() ? 0 : 32); }
 
@@ -39,7 +48,8 @@ constexpr int moe_threads(const Sm90Tile& tile) { return tile.threads() + (tile.
 // A table (MoeTile) is what the tokens and rows of a tile have; those of the next tiles are fetched ahead. Where warps
 // share the rows of a tile, all of their sums are there together, else those of a few tokens at a time.
 constexpr int moe_tables(const Sm90Tile& tile) { return tile.tokens <= 64 ? 4 : 2; }
-constexpr int moe_table_bytes(const Sm90Tile& tile) { return 16 * tile.tokens + 8 * tile.rows() + 16; }
+constexpr int moe_table_bytes(int tokens, int rows) { return 16 * tokens + 8 * rows + 16; }
+constexpr int moe_table_bytes(const Sm90Tile& tile) { return moe_table_bytes(tile.tokens, tile.rows()); }
 constexpr int moe_sums_bytes(const Sm90Tile& tile) {
   if (tile.reduces()) return tile.reduction_bytes();
   const int slice = tile.tokens < kMoeSliceTokens ? tile.tokens : kMoeSliceTokens;
@@ -52,6 +62,15 @@ constexpr int moe_ring_bytes(const Sm90Tile& tile, int stages, int record_bytes)
 constexpr int moe_shared_bytes(const Sm90Tile& tile, int stages, int record_bytes, int experts) {
   return moe_ring_bytes(tile, stages, record_bytes) + 16 * (stages + moe_tables(tile)) + moe_sums_bytes(tile) +
          moe_tables(tile) * moe_table_bytes(tile) + moe_list_bytes(experts);
+}
+
+// On Ampere and Ada: ring of stages, then sums in their place | a table | list of blocks.
+constexpr int moe_table_offset(const Sm80Tile& tile, int stages, int record_bytes) {
+  return tile.epilogue_offset(stages, record_bytes);
+}
+constexpr int moe_shared_bytes(const Sm80Tile& tile, int stages, int record_bytes, int experts) {
+  return moe_table_offset(tile, stages, record_bytes) + moe_table_bytes(tile.tokens, tile.rows()) +
+         moe_list_bytes(experts);
 }
 
 // The blocks of the layout indexed, whose pairs are to be sorted by expert. A pair that is not in [0, limit) is none.

@@ -1,25 +1,22 @@
 // The MoE GEMM of Hopper: the dense kernel's main loop over tiles of many experts.
 //
 //   out[r, N] = x[r, K] * W[expert of r, N, K]^T for rows r of x that lie together by expert
-//   block   up to `tokens` rows of one expert. Experts have as many blocks as their rows want, perhaps none
-//   tile    (block, row tile): 64 * row_groups packed rows x the block. Row tiles are fastest, so that the tokens of
-//           a block stay in L2
+//   tile    (block, row tile): 64 * row_groups packed rows x a block of rows (moe_blocks.cuh)
 //
-// Persistent: of n CTAs each takes every n-th tile. Every CTA makes the list of blocks for itself, in shared memory:
-//
-//   first_block[experts + 1]   blocks of the experts before
-//   first_row[experts]         of x
-//   rows[experts]              how many
+// Persistent: of n CTAs each takes every n-th tile.
 #pragma once
 
 #include "epilogue/sm90_moe_store.cuh"
 #include "kernel/device.cuh"
+#include "kernel/moe_blocks.cuh"
 #include "kernel/moe_gemm_params.h"
 #include "kernel/sm90_kernel.cuh"
 
 namespace humming {
 
 namespace moe_gemm_sm90 {
+
+using moe_blocks::Blocks;
 
 inline constexpr int kConsumerBarrier = 1;
 
@@ -35,102 +32,6 @@ struct Experts : Config {
 };
 template <class Config>
 using GemmOf = Sm90Gemm<Experts<Config>>;
-
-struct Blocks {
-  int experts;
-  int* first_block;
-  int* first_row;
-  int* rows;
-  int* chunk_blocks;  // [chunks()], while the list is made
-
-  __device__ Blocks(int experts, uint8_t* shared)
-      : experts(experts),
-        first_block(reinterpret_cast<int*>(shared)),
-        first_row(first_block + experts + 1),
-        rows(first_row + experts),
-        chunk_blocks(rows + experts) {}
-
-  __device__ int chunks() const { return (experts + kWarpSize - 1) / kWarpSize; }
-
-  __device__ int count() const { return first_block[experts]; }
-
-  // Rows of each block of an expert but the last, which has the rest: alike, because a small block takes longer for a
-  // row, and whole steps of width. No more than the tile has, so that the last block is not empty.
-  __device__ int size_of(int expert, unsigned step) const {
-    const unsigned count = first_block[expert + 1] - first_block[expert];
-    return ((rows[expert] + count - 1) / count + step - 1) / step * step;
-  }
-
-  // The expert of a block: the last one that begins no later. By a whole warp: lanes look at 32 experts at a time,
-  // first far apart, then side by side.
-  __device__ int expert_of(int block, int lane) const {
-    const int stride = (experts + kWarpSize - 1) / kWarpSize;
-    const auto begun = [&](int expert) { return expert < experts && first_block[expert] <= block; };
-    int base = (__popc(__ballot_sync(kFullWarp, begun(lane * stride))) - 1) * stride;
-    const int end = base + stride;
-    while (base + kWarpSize < end && __shfl_sync(kFullWarp, begun(base + kWarpSize), 0)) base += kWarpSize;
-    return base + __popc(__ballot_sync(kFullWarp, begun(base + lane))) - 1;
-  }
-};
-
-// Of one expert: its first row, and how many.
-__device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int* count) {
-  if (p.offsets != nullptr) {
-    const int64_t begin = load_integer(p.offsets, p.offset_dtype, expert);
-    const int64_t end = load_integer(p.offsets, p.offset_dtype, expert + 1);
-    *first = static_cast<int>(min(max(begin, int64_t{0}), int64_t{p.rows}));
-    *count = static_cast<int>(min(max(end, int64_t{*first}), int64_t{p.rows})) - *first;
-  } else {
-    *first = static_cast<int>(expert * p.capacity);
-    *count = static_cast<int>(min(max(int64_t{p.counts[expert]}, int64_t{0}), p.capacity));
-  }
-}
-
-// What the lanes up to each one of a warp have together.
-__device__ inline int add_lanes_before(int lane, int value) {
-#pragma unroll
-  for (int step = 1; step < kWarpSize; step *= 2) {
-    const int more = __shfl_up_sync(kFullWarp, value, step);
-    if (lane >= step) value += more;
-  }
-  return value;
-}
-
-// By all threads of the CTA. Warps add up over chunks of 32 experts, then one warp over the chunks.
-template <int kTokens, int kThreads>
-__device__ void list_blocks(const MoeRows& p, const Blocks& blocks, int thread) {
-  const int lane = thread % kWarpSize;
-  const int chunks = blocks.chunks();
-  for (int chunk = thread / kWarpSize; chunk < chunks; chunk += kThreads / kWarpSize) {
-    const int expert = chunk * kWarpSize + lane;
-    int first = 0, count = 0;
-    if (expert < p.experts) expert_rows(p, expert, &first, &count);
-    const int block_end = add_lanes_before(lane, (count + kTokens - 1) / kTokens);
-    if (expert < p.experts) {
-      blocks.first_block[expert + 1] = block_end;
-      blocks.first_row[expert] = first;
-      blocks.rows[expert] = count;
-    }
-    if (lane == kWarpSize - 1) blocks.chunk_blocks[chunk] = block_end;
-  }
-  __syncthreads();
-  if (thread < kWarpSize) {
-    int block = 0;  // of the chunks before
-    for (int base = 0; base < chunks; base += kWarpSize) {
-      const int chunk = base + lane;
-      const int mine = chunk < chunks ? blocks.chunk_blocks[chunk] : 0;
-      const int block_end = add_lanes_before(lane, mine);
-      if (chunk < chunks) blocks.chunk_blocks[chunk] = block + block_end - mine;
-      block += __shfl_sync(kFullWarp, block_end, kWarpSize - 1);
-    }
-    if (thread == 0) blocks.first_block[0] = 0;
-  }
-  __syncthreads();
-  for (int expert = thread; expert < p.experts; expert += kThreads) {
-    blocks.first_block[expert + 1] += blocks.chunk_blocks[expert / kWarpSize];
-  }
-  __syncthreads();
-}
 
 // How many CTAs work. In few rounds of tiles, as many as take equally many: memory is shared by fewer in every round,
 // instead of by a few in the last one.
@@ -149,14 +50,12 @@ struct Tile {
 
   __device__ Tile(const MoeGemmSm90Params& p, const Blocks& blocks, unsigned index, unsigned row_tiles, int lane) {
     ptx::forget(lane);  // else what follows from it is kept between tiles
-    const int block = index / row_tiles;
-    expert = blocks.expert_of(block, lane);
-    const int size = blocks.size_of(expert, Gemm::tile().width_step());
-    const int before = (block - blocks.first_block[expert]) * size;
+    const moe_blocks::Tile tile(blocks, index, row_tiles, Gemm::tile().width_step(), lane);
+    expert = tile.expert;
     work.packed = p.mainloop.packed + expert * p.expert_bytes;
-    work.row_tile = index % row_tiles;
-    work.token = blocks.first_row[expert] + before;
-    work.tokens = min(size, blocks.rows[expert] - before);
+    work.row_tile = tile.row_tile;
+    work.token = tile.row;
+    work.tokens = tile.rows;
     work.k_begin = 0;
     work.k_end = p.mainloop.num_k_tiles;
   }
@@ -253,7 +152,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (kGatherers > 0 && m.gathers_tokens ? kGatherers * kWarpSize : 1));
   }
   if (m.dependent_launch && !p.known_routing) ptx::wait_for_dependencies();
-  list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
+  moe_blocks::list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
 
   const int row_tiles = (m.num_strips + kTile.row_groups - 1) / kTile.row_groups;
   // The same for all threads, which the compiler is to know: what the ring and its descriptors need is then uniform.
@@ -290,7 +189,9 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
         if (role == 1) {
           ptx::mbarrier_wait(tables.empty(), tables.phase() ^ 1);
           tables.table().fetch(p.epilogue, next.expert, next.work.token, next.work.tokens,
-                               next.work.row_tile * kTile.rows(), here, tables.full());
+                               next.work.row_tile * kTile.rows(), here);
+          ptx::mbarrier_arrive_after_copies(tables.full());
+          ptx::mbarrier_arrive(tables.full());
         }
         if constexpr (kGatherers > 1)
           if (m.gathers_tokens) ptx::mbarrier_wait(tables.full(), tables.phase());

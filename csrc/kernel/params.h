@@ -194,7 +194,7 @@ struct MoeParams {
   const int32_t* expert_counts;  // [experts]
   int64_t capacity;
   int64_t expected_tokens;  // host estimate of the rows per call; 0 = unknown
-  bool known_routing;  // what tells the rows of experts was written before the grid ahead began
+  bool known_routing;       // what tells the rows of experts was written before the grid ahead began
 };
 
 // ---- fused_moe ------------------------------------------------------------------------------------------------------

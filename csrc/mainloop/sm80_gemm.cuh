@@ -17,10 +17,11 @@
 
 namespace humming {
 
-// Config: the manifest's columns.
+// Config: the manifest's columns, and kExperts: whether tiles are blocks of rows of an expert.
 template <class Config>
 struct Sm80Gemm {
   static constexpr Operand kOperand = Config::kOperand;
+  static constexpr bool kExperts = Config::kExperts;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm80Tile tile() {
     return {Config::kRowGroups, Config::kPatches, Config::kSplitK, Config::kTokens,
@@ -44,9 +45,19 @@ struct Sm80Gemm {
   static_assert(tile().tokens % 8 == 0 && 4 % kPatches == 0, "whole MMAs");
   static_assert(kRowsAtATime % 8 == 0, "token_offset() repeats after 8 tokens");
 
-  // A tile of the product: the first row tile and token, and how many tokens.
+  // A tile of the product.
   struct Work {
-    int row_tile, token, tokens;
+    const uint8_t* packed;  // the weight, or that of the expert
+    int row_tile;
+    int token, tokens;    // rows of x: the first, and how many
+    const int32_t* rows;  // with experts instead: those of the tokens, in shared memory
+
+    __device__ int64_t row_of(int index) const {
+      if constexpr (kExperts)
+        return rows[index];
+      else
+        return token + index;
+    }
   };
 
   // What a warp has of every stage, and its sums.
@@ -81,7 +92,7 @@ struct Sm80Gemm {
     const bool has_tail = p.half_tail && k + tile().split_k >= p.num_k_tiles;
     const int full = (min(k + tile().split_k, p.num_k_tiles) - k - has_tail) * p.record_bytes;
     const int first_strip = work.row_tile * tile().row_groups;
-    const uint8_t* from = p.packed + first_strip * p.strip_bytes + static_cast<int64_t>(k) * p.record_bytes;
+    const uint8_t* from = work.packed + first_strip * p.strip_bytes + static_cast<int64_t>(k) * p.record_bytes;
 #pragma unroll 1
     for (int group = 0; group < tile().row_groups; ++group) {
       if (first_strip + group < p.num_strips) {
@@ -105,7 +116,7 @@ struct Sm80Gemm {
   // of other tokens gives columns of sums that nobody stores.
   __device__ static void copy_tokens(const Sm80MainloopParams& p, const Work& work, int k, uint32_t to, int thread) {
     const Sm80Tile::Chunk mine = tile().copied_by(thread);
-    const uint8_t* x = p.x + (work.token + mine.token) * p.x_row_bytes;
+    const uint8_t* x = p.x + (kExperts ? 0 : work.row_of(mine.token) * p.x_row_bytes);
     to += tile().token_offset(mine.token, mine.chunk);
 #pragma unroll
     for (int record = 0; record < tile().split_k; ++record) {
@@ -114,8 +125,10 @@ struct Sm80Gemm {
       const uint8_t* from = x + (size > 0 ? column : 0);
 #pragma unroll
       for (int first = 0; first < tile().tokens; first += kRowsAtATime) {
-        if (mine.token + first < work.tokens) ptx::async_copy_16(to + first * tile().line_bytes(), from, size);
-        from += kRowsAtATime * p.x_row_bytes;
+        if (mine.token + first < work.tokens) {
+          const int64_t row = kExperts ? work.row_of(mine.token + first) : first;
+          ptx::async_copy_16(to + first * tile().line_bytes(), from + row * p.x_row_bytes, size);
+        }
       }
       to += tile().token_bytes();
     }
@@ -179,7 +192,7 @@ struct Sm80Gemm {
       for (int i = 0; i < 2 * kTokenTiles; ++i) {
         const int token = 8 * (i / 2) + warp.lane % 4 * 2 + i % 2;
         const bool exists = Config::kTokenGroups && token < work.tokens;
-        token_scale[i] = exists ? p.token_scales[(work.token + token) * p.token_scale_stride + k] : 1.0f;
+        token_scale[i] = exists ? p.token_scales[work.row_of(token) * p.token_scale_stride + k] : 1.0f;
       }
       fill(warp.acc, kOrigin);
       multiply_pairs<0>(p.view, weights, rows, tokens, warp);

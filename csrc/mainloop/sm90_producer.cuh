@@ -118,8 +118,9 @@ struct Sm90Producer : Sm90Stage<Config> {
   }
 
   // Fills the ring for one work item with weights, tokens or both: two producers bring more copies on their way than
-  // one. Tokens are those of the grid ahead, weights are not. `early`, for both: stages of weights, which do not depend on the grid ahead, to ask for before it has ended;
-  // few, because tokens queue behind weights. 0 after the CTA's first work item.
+  // one. Tokens are those of the grid ahead, weights are not. `early`, for both: stages of weights, which do not depend
+  // on the grid ahead, to ask for before it has ended; few, because tokens queue behind weights. 0 after the CTA's
+  // first work item.
   template <bool kWeights = true, bool kTokens = true>
   __device__ static void produce(const Sm90MainloopParams& p, const CUtensorMap* map, Ring& ring, const Work& work,
                                  int early) {

@@ -60,8 +60,8 @@ struct Sm90Stage {
   struct Work {
     const uint8_t* packed;  // the weight, or that of the expert
     int row_tile;
-    int token, tokens;   // rows of x: the first, and how many
-    int k_begin, k_end;  // records
+    int token, tokens;    // rows of x: the first, and how many
+    int k_begin, k_end;   // records
     const int32_t* rows;  // instead of `token`, in shared memory, where they lie anywhere
   };
 

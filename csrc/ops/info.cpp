@@ -12,7 +12,7 @@
 #include "ops/cpu_dispatch.h"
 #include "ops/tensor_check.h"
 #include "select/gemm.h"
-#include "select/moe_gemm_sm90.h"
+#include "select/moe_gemm.h"
 #include "select/select_sm90.h"
 
 namespace humming {
@@ -74,8 +74,8 @@ std::string plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t tok
   std::string details;
   if (desc.experts > 0) {
     const MoeProblem problem = typical_moe_gemm(desc, x, tokens);
-    if (const MoeGemmSm90Instance* instance = choose_moe_gemm_sm90(problem, device).instance) entry = &instance->entry;
-    details = explain_moe_gemm_sm90(problem, device);
+    entry = entry_of(choose_moe_gemm(problem, device).instance);
+    details = explain_moe_gemm(problem, device);
   } else {
     const GemmParams problem = typical_gemm(desc, x, tokens);
     entry = entry_of(choose_gemm(problem, device).instance);
@@ -118,9 +118,8 @@ std::string gemm_plan(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_
   const DeviceInfo device = planning_device();
   if (desc.experts > 0) {
     const MoeProblem problem = typical_moe_gemm(desc, x, tokens);
-    const MoeGemmSm90Choice choice = choose_moe_gemm_sm90(problem, device);
-    return plan_rows(candidates_moe_gemm_sm90(problem, device), choice.instance ? &choice.instance->entry : nullptr,
-                     choice.row);
+    const MoeGemmChoice choice = choose_moe_gemm(problem, device);
+    return plan_rows(candidates_moe_gemm(problem, device), entry_of(choice.instance), choice.row);
   }
   const GemmParams problem = typical_gemm(desc, x, tokens);
   const GemmChoice choice = choose_gemm(problem, device);

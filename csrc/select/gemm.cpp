@@ -19,18 +19,7 @@ GemmSm80Params params_of(const GemmSm80Instance& instance, const GemmParams& p, 
   return params_gemm_sm80(instance, p, device);
 }
 
-// Visits every instance, family after family.
-template <class Visit>
-void for_each_instance(Visit visit) {
-  for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) visit(instance);
-  for (const GemmSm80Instance& instance : instances<GemmSm80Columns>()) visit(instance);
-}
-
 }  // namespace
-
-const KernelEntry* entry_of(GemmInstance instance) {
-  return std::visit([](const auto* i) { return i == nullptr ? nullptr : &i->entry; }, instance);
-}
 
 const char* cannot_run(GemmInstance instance, const GemmParams& p, const DeviceInfo& device) {
   return std::visit([&](const auto* i) { return cannot_run(*i, p, device); }, instance);
@@ -48,28 +37,12 @@ void launch_gemm(GemmInstance instance, const GemmParams& p, const DeviceInfo& d
 }
 
 GemmInstance find_gemm(const std::string& name, const DeviceInfo& device) {
-  GemmInstance found;
-  int nearest = -1;
-  std::vector<const char*> names;
-  for_each_instance([&](const auto& instance) {
-    names.push_back(instance.entry.name);
-    const int arch = runs_on(instance.entry.arch, device.capability) ? instance.entry.arch : 0;
-    if (name != instance.entry.name || arch <= nearest) return;
-    found = &instance;
-    nearest = arch;
-  });
-  if (entry_of(found) == nullptr) throw_unknown_instance(name, names);
-  return found;
+  return families::find<GemmSm90Columns, GemmSm80Columns>(name, device);
 }
 
 std::vector<Candidate> candidates_gemm(const GemmParams& p, const DeviceInfo& device) {
-  std::vector<Candidate> all;
-  for_each_instance([&](const auto& instance) {
-    const char* rejection = cannot_run(instance, p, device);
-    const double cycles = rejection == nullptr ? estimate(instance, p, device) : 0;
-    all.push_back({&instance.entry, is_for(instance, p.desc), rejection, cycles});
-  });
-  return all;
+  return families::candidates<GemmSm90Columns, GemmSm80Columns>(
+      p, device, [&](const auto& instance) { return estimate(instance, p, device); });
 }
 
 std::string explain_gemm(const GemmParams& p, const DeviceInfo& device, const TunedGemm& tuned) {

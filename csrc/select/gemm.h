@@ -3,25 +3,21 @@
 #pragma once
 
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "select/candidate.h"
+#include "select/families.h"
 #include "select/gemm_sm80.h"
 #include "select/gemm_sm90.h"
 
 namespace humming {
 
-// nullptr of any family: none.
-using GemmInstance = std::variant<const GemmSm90Instance*, const GemmSm80Instance*>;
+using GemmInstance = AnyInstance<GemmSm90Columns, GemmSm80Columns>;
 
 struct GemmChoice {
   GemmInstance instance;
   const TunedRow* row;  // that decided; nullptr: the lowest estimate did
 };
-
-// nullptr of none.
-const KernelEntry* entry_of(GemmInstance instance);
 
 const char* cannot_run(GemmInstance instance, const GemmParams& problem, const DeviceInfo& device);
 
@@ -37,8 +33,7 @@ GemmChoice choose_gemm(const GemmParams& problem, const DeviceInfo& device, cons
 // Launches an instance that can run the problem.
 void launch_gemm(GemmInstance instance, const GemmParams& problem, const DeviceInfo& device, CUstream_st* stream);
 
-// The instance of this name, the one nearest to the device if it is compiled for several; throws, naming the nearest
-// names, if this build has none.
+// As families::find.
 GemmInstance find_gemm(const std::string& name, const DeviceInfo& device);
 
 // The rest is for messages.

@@ -2,39 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "mainloop/sm80_tile.h"
-#include "select/selection.h"
+#include "select/select_sm80.h"
 
 namespace humming {
 namespace {
 
-using namespace selection;
+using namespace select_sm80;
 
 constexpr int kRaster = 4;           // token tiles in a row of the grid
 constexpr int kMaxGridRows = 65535;  // CUDA's limit
 
-Sm80Tile tile_of(const GemmSm80Columns& c) {
-  return {c.row_groups, c.patches, c.split_k, c.tokens, 32 / values_per_register(order_of(c.operand))};
-}
-
-// Stages of the ring, and CTAs that a multiprocessor has room for: as many as the instance wants, fewer where not even
-// two stages, without which nothing overlaps, would fit beside the others. No stages: not even of one CTA.
-struct Fit {
-  int ctas, stages;
-};
-
-Fit fit(const GemmSm80Columns& c, const WeightDesc& desc, const DeviceInfo& device) {
-  const Sm80Tile tile = tile_of(c);
+Fit fit_of(const GemmSm80Columns& c, const WeightDesc& desc, const DeviceInfo& device) {
   const int record_bytes = RecordGeometry(desc, 2).bytes;
-  for (int ctas = c.ctas; ctas > 0; --ctas) {
-    const int limit = std::min(device.shared_per_block, device.shared_per_sm / ctas - kReservedShared);
-    int stages = 0;
-    while (stages < Sm80Tile::kMaxStages && tile.shared_bytes(stages + 1, record_bytes) <= limit) ++stages;
-    if (stages >= 2) return {ctas, stages};
-  }
-  return {0, 0};
+  return fit(c, device, [&](int stages) { return tile_of(c).shared_bytes(stages, record_bytes); });
 }
 
 struct Tiles {
@@ -45,17 +26,6 @@ Tiles tiles_of(const GemmSm80Columns& c, const GemmParams& p) {
   return {(p.desc.num_strips() + c.row_groups - 1) / c.row_groups, (p.rows + c.tokens - 1) / c.tokens};
 }
 
-// Code for sm_80 runs on sm_89 too, where the same instance may have code of its own.
-bool has_nearer_code(const GemmSm80Instance& instance, const DeviceInfo& device) {
-  for (const GemmSm80Instance& other : instances<GemmSm80Columns>()) {
-    if (other.entry.arch > instance.entry.arch && runs_on(other.entry.arch, device.capability) &&
-        std::strcmp(other.entry.name, instance.entry.name) == 0) {
-      return true;
-    }
-  }
-  return false;
-}
-
 }  // namespace
 
 const char* cannot_run(const GemmSm80Instance& instance, const GemmParams& p, const DeviceInfo& device) {
@@ -64,7 +34,7 @@ const char* cannot_run(const GemmSm80Instance& instance, const GemmParams& p, co
   if (p.desc.experts != 0) return "is for dense weights";
   if (const char* reason = mismatch(instance.columns, p)) return reason;
   if (std::max(p.rows, p.desc.packed_rows()) > INT32_MAX) return "counts rows in 32 bits";
-  if (fit(instance.columns, p.desc, device).stages == 0) return "does not fit into shared memory";
+  if (fit_of(instance.columns, p.desc, device).stages == 0) return "does not fit into shared memory";
   if (has_nearer_code(instance, device)) return "has code for a nearer GPU";
   return nullptr;
 }
@@ -86,7 +56,7 @@ double estimate_gemm_sm80(const GemmSm80Instance& instance, const GemmParams& p,
   const double memory = static_cast<double>(p.desc.packed_bytes()) / (kMemoryRate * device.num_sms);
   const double fetch = busiest * records * bytes / kFetchRate;
   const double multiply = busiest * records * tile.rows() * tile.tokens * kTileK / multiplies;
-  const double waves = std::ceil(busiest / fit(c, p.desc, device).ctas);
+  const double waves = std::ceil(busiest / fit_of(c, p.desc, device).ctas);
   return waves * kStart + std::max(memory, fetch) + multiply;
 }
 
@@ -98,14 +68,7 @@ GemmSm80Params params_gemm_sm80(const GemmSm80Instance& instance, const GemmPara
   const GemmSm80Columns& c = instance.columns;
   const Tiles tiles = tiles_of(c, p);
   GemmSm80Params params{};
-  static_cast<PackedRecords&>(params.mainloop) = packed_records(p, 2);
-  params.mainloop.x = static_cast<const uint8_t*>(p.x);
-  params.mainloop.x_row_bytes = p.x_row_bytes;
-  params.mainloop.x_bytes = (p.desc.k * dtype_bits(p.x_dtype) + 7) / 8;
-  params.mainloop.tokens = static_cast<int>(p.rows);
-  params.mainloop.token_scales = c.token_groups ? static_cast<const float*>(p.x_scale.data) : nullptr;
-  params.mainloop.token_scale_stride = p.x_scale.row_stride;
-  params.mainloop.stages = fit(c, p.desc, device).stages;
+  params.mainloop = mainloop_params(c, p, fit_of(c, p.desc, device).stages);
   params.epilogue = epilogue_params(c, p);
   params.raster = static_cast<int>(
       std::max(std::min<int64_t>(kRaster, tiles.token), (tiles.token + kMaxGridRows - 1) / kMaxGridRows));

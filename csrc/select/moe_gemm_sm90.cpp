@@ -3,16 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/check.h"
-#include "select/gemm_sm90.h"
 #include "select/select_sm90.h"
 
 namespace humming {
 namespace {
 
 using namespace select_sm90;
-
-constexpr int kMaxExperts = 4096;  // whose list fits beside the ring
 
 // Tokens in shared memory are those of a whole tile: a block may end anywhere in x.
 int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInfo& device) {
@@ -23,32 +19,11 @@ int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInf
 
 }  // namespace
 
-MoeWorkspace moe_workspace(int64_t experts, int64_t pairs, void* base) {
-  MoeWorkspace workspace{};
-  const auto take = [&](int32_t** part, int64_t count) {
-    if (base != nullptr) *part = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(base) + workspace.bytes);
-    workspace.bytes += (count * static_cast<int64_t>(sizeof(int32_t)) + 127) / 128 * 128;
-  };
-  take(&workspace.sorted, pairs);
-  take(&workspace.offsets, experts + 1);
-  take(&workspace.counts, 2 * experts);
-  return workspace;
-}
-
-MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows) {
-  MoeProblem problem{typical_gemm(desc, x, rows), {}, {}, rows};
-  problem.rows.experts = static_cast<int>(desc.experts);
-  problem.rows.rows = static_cast<int>(rows);
-  return problem;
-}
-
 const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
   if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
   if (const char* reason = mismatch(instance.columns, p.gemm)) return reason;
-  if (std::max(p.gemm.rows, p.gemm.out_rows) > INT32_MAX) return "counts rows in 32 bits";
-  if (p.gathers() && p.gemm.rows * p.gemm.x_row_bytes / 16 > UINT32_MAX) return "takes x of 64 GiB";
-  if (p.rows.experts > kMaxExperts) return "takes at most 4096 experts";
+  if (const char* reason = too_large(p)) return reason;
   if (stages_for(instance.columns, p, device) < 2) return "does not fit into shared memory";
   return nullptr;
 }
@@ -92,13 +67,7 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   MoeGemmSm90Params params{};
   params.mainloop = mainloop_params(c, p.gemm, c.tokens, stages_for(c, p, device));
   params.mainloop.gathers_tokens = p.gathers();
-  params.epilogue.dense = epilogue_params(c, p.gemm);
-  params.epilogue.scale2_expert_stride = p.gemm.scale2.expert_stride;
-  params.epilogue.bias_expert_stride = p.gemm.bias.expert_stride;
-  params.epilogue.pairs = p.pairs;
-  params.epilogue.row_weights = p.gemm.topk_weights;
-  params.epilogue.activation = p.gemm.activation;
-  params.epilogue.activation_args = p.gemm.activation_args;
+  params.epilogue = moe_epilogue(p, epilogue_params(c, p.gemm));
   params.rows = p.rows;
   params.expert_bytes = p.gemm.desc.strip_bytes() * p.gemm.desc.num_strips();
   params.x = p.gemm.x;
@@ -106,32 +75,6 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   params.num_ctas = device.num_sms * c.ctas;
   params.known_routing = p.known_routing;
   return params;
-}
-
-const MoeGemmSm90Instance& find_moe_gemm_sm90(const std::string& name) {
-  std::vector<const char*> names;
-  for (const MoeGemmSm90Instance& instance : instances<MoeGemmSm90Columns>()) {
-    if (instance.entry.name == name) return instance;
-    names.push_back(instance.entry.name);
-  }
-  throw_unknown_instance(name, names);
-}
-
-std::vector<Candidate> candidates_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device) {
-  std::vector<Candidate> all;
-  for (const MoeGemmSm90Instance& instance : instances<MoeGemmSm90Columns>()) {
-    const char* rejection = cannot_run(instance, p, device);
-    const double cycles = rejection == nullptr ? estimate_moe_gemm_sm90(instance, p, device) : 0;
-    all.push_back({&instance.entry, is_for(instance, p.gemm.desc), rejection, cycles});
-  }
-  return all;
-}
-
-std::string explain_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
-  const MoeGemmSm90Choice choice = choose_moe_gemm_sm90(p, device, tuned);
-  const KernelEntry* entry = choice.instance == nullptr ? nullptr : &choice.instance->entry;
-  return explain(candidates_moe_gemm_sm90(p, device), entry, choice.row,
-                 concat(", for ", p.expected_rows, " rows together"));
 }
 
 }  // namespace humming

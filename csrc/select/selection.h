@@ -33,6 +33,8 @@ bool is_for(const Instance<Columns>& instance, const WeightDesc& desc) {
   return instance.columns.format == desc.format && instance.columns.operand == desc.operand;
 }
 
+inline const WeightDesc& weight_of(const GemmParams& problem) { return problem.desc; }
+
 namespace selection {
 
 inline constexpr int kReservedShared = 1024;  // what the system takes of a block's share of an SM

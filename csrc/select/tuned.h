@@ -19,6 +19,7 @@ struct TunedRow {
 // In the order of the instances.
 Table<TunedRow> tuned_gemm_sm80();
 Table<TunedRow> tuned_gemm_sm90();
+Table<TunedRow> tuned_moe_gemm_sm80();
 Table<TunedRow> tuned_moe_gemm_sm90();
 
 }  // namespace humming

@@ -25,7 +25,7 @@ OPERANDS = {"80": {"bf16", "fp16", "s8", "s4"}, "89": set(MULTIPLY)}
 
 @cache
 def kernels(arch: str) -> dict[str, tuple[str, set[str]]]:
-    """Of every gemm_sm80 kernel of the build for `arch`, by its mangled name: its operand, and its instructions."""
+    """Of every kernel of gemm_sm80 and moe_gemm_sm80 for `arch`, by its mangled name: its operand, its instructions."""
     if arch not in humming_ext.build_info()["cuda_archs"]:
         pytest.skip(f"the build holds no code for sm_{arch}")
     packaged = Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump")
@@ -38,7 +38,7 @@ def kernels(arch: str) -> dict[str, tuple[str, set[str]]]:
     found = {}
     for function in text.split("Function : ")[1:]:
         name, _, code = function.partition("\n")
-        # The mangled name holds that of the Config, which begins with the family and the operand.
+        # The mangled name holds that of the Config, which begins with the family, perhaps Moe..., and the operand.
         if match := re.search(r"GemmSm80(Bf16|Fp16|E4m3|S8|S4)", name):
             instructions = set(
                 re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d\s+)?([A-Z][A-Z0-9_.]*)", code, re.MULTILINE)
@@ -49,7 +49,7 @@ def kernels(arch: str) -> dict[str, tuple[str, set[str]]]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_instance_has_its_code(arch: str) -> None:
-    instances = [entry for entry in humming_ext.build_info()["instances"] if entry["name"].startswith("gemm_sm80_")]
+    instances = [entry for entry in humming_ext.build_info()["instances"] if "gemm_sm80_" in entry["name"]]
     assert len(kernels(arch)) == sum(entry["arch"] == int(arch) for entry in instances)
     assert {operand for operand, _ in kernels(arch).values()} == OPERANDS[arch]
 

@@ -23,7 +23,7 @@ def extent(instance: str, column: str) -> int:
 
 def takes_scalars(instance: str) -> bool:
     """Whether it stores rows that are not aligned, or fp32."""
-    return instance.startswith("gemm_sm80_") or extent(instance, "tokens") <= 64
+    return "gemm_sm80_" in instance or extent(instance, "tokens") <= 64
 
 
 def stage_columns(instance: str) -> int:

@@ -226,8 +226,9 @@ def test_the_build_lists_its_products() -> None:
     info = humming_ext.build_info()
     archs = {
         family: {entry["arch"] for entry in info["instances"] if entry["name"].startswith(family)}
-        for family in ("gemm_sm90_", "gemm_sm80_")
+        for family in ("gemm_sm90_", "gemm_sm80_", "moe_gemm_sm90_", "moe_gemm_sm80_")
     }
     built_for = {int(arch.rstrip("a")) for arch in info["cuda_archs"]}
-    assert archs["gemm_sm90_"] == built_for & {90}
-    assert archs["gemm_sm80_"] == built_for & ({80, 89, 90} if info["preset"] == "test" else {80, 89})
+    for family in ("gemm_", "moe_gemm_"):
+        assert archs[f"{family}sm90_"] == built_for & {90}
+        assert archs[f"{family}sm80_"] == built_for & ({80, 89, 90} if info["preset"] == "test" else {80, 89})

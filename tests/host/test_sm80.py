@@ -148,3 +148,12 @@ def test_launches_fit_and_cover_the_product(host: ModuleType, case: WeightCase, 
         rows = 64 * int(re.search(r"_row_groups(\d)_", name)[1])
         size = (-(-case.n // rows), -(-tokens // tokens_of(name)))
         assert [tile for tile in sorted(tiles) if tile[1] < size[1]] == [*np.ndindex(*size)], name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_mixtures_have_kernels_whose_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, device: str) -> None:
+    case = WeightCase("e2m1", "bf16", "e8m0", 32, n=1024, k=4096, experts=256)
+    found = [host.choose_moe(case.desc, rows, device) for rows in (6, 384, 24576)]
+    assert all(name.startswith("moe_gemm_sm80_bf16_e2m1_") and stages >= 2 for name, stages in found)
+    assert [tokens_of(name) for name, _ in found] == [16, 16, 64]
+    assert host.choose_moe(case.desc, 6)[0].startswith("moe_gemm_sm90_")

@@ -9,7 +9,7 @@
 #include "ops/cuda/ops.h"
 #include "ops/tensor_check.h"
 #include "select/gemm.h"
-#include "select/moe_gemm_sm90.h"
+#include "select/moe_gemm.h"
 
 namespace humming {
 namespace {
@@ -124,12 +124,11 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
   problem.known_routing = params.known_routing && sort.sorted == nullptr;
 
-  const MoeGemmSm90Instance* instance =
-      name ? &find_moe_gemm_sm90(*name) : choose_moe_gemm_sm90(problem, info).instance;
-  if (instance == nullptr) refuse(op, params.gemm, x, rejections(candidates_moe_gemm_sm90(problem, info)));
-  if (name != nullptr) check_runs(op, *name, cannot_run(*instance, problem, info));
+  const MoeGemmInstance instance = name ? find_moe_gemm(*name, info) : choose_moe_gemm(problem, info).instance;
+  if (entry_of(instance) == nullptr) refuse(op, params.gemm, x, rejections(candidates_moe_gemm(problem, info)));
+  if (name != nullptr) check_runs(op, *name, cannot_run(instance, problem, info));
   if (sort.sorted != nullptr) launch<MoeSortColumns>(op, x, sort);
-  instance->launch(params_moe_gemm_sm90(*instance, problem, info), device.stream());
+  launch_moe_gemm(instance, problem, info, device.stream());
   HUMMING_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -1,0 +1,55 @@
+#include "select/moe_gemm.h"
+
+#include "core/check.h"
+#include "select/selection.h"
+
+namespace humming {
+namespace {
+
+double estimate(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  return estimate_moe_gemm_sm90(instance, p, device);
+}
+double estimate(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  return estimate_moe_gemm_sm80(instance, p, device);
+}
+
+MoeGemmSm90Params params_of(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  return params_moe_gemm_sm90(instance, p, device);
+}
+MoeGemmSm80Params params_of(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  return params_moe_gemm_sm80(instance, p, device);
+}
+
+}  // namespace
+
+const char* cannot_run(MoeGemmInstance instance, const MoeProblem& p, const DeviceInfo& device) {
+  return std::visit([&](const auto* i) { return cannot_run(*i, p, device); }, instance);
+}
+
+MoeGemmChoice choose_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {
+  const MoeGemmSm90Choice hopper = choose_moe_gemm_sm90(p, device);
+  if (hopper.instance != nullptr) return {hopper.instance, hopper.row};
+  const MoeGemmSm80Choice earlier = choose_moe_gemm_sm80(p, device);
+  return {earlier.instance, earlier.row};
+}
+
+void launch_moe_gemm(MoeGemmInstance instance, const MoeProblem& p, const DeviceInfo& device, CUstream_st* stream) {
+  std::visit([&](const auto* i) { i->launch(params_of(*i, p, device), stream); }, instance);
+}
+
+MoeGemmInstance find_moe_gemm(const std::string& name, const DeviceInfo& device) {
+  return families::find<MoeGemmSm90Columns, MoeGemmSm80Columns>(name, device);
+}
+
+std::vector<Candidate> candidates_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {
+  return families::candidates<MoeGemmSm90Columns, MoeGemmSm80Columns>(
+      p, device, [&](const auto& instance) { return estimate(instance, p, device); });
+}
+
+std::string explain_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {
+  const MoeGemmChoice choice = choose_moe_gemm(p, device);
+  return explain(candidates_moe_gemm(p, device), entry_of(choice.instance), choice.row,
+                 concat(", for ", p.expected_rows, " rows together"));
+}
+
+}  // namespace humming

@@ -1,0 +1,69 @@
+#include "select/moe_gemm_sm80.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "select/select_sm80.h"
+
+namespace humming {
+namespace {
+
+using namespace select_sm80;
+
+Fit fit_of(const MoeGemmSm80Columns& c, const MoeProblem& p, const DeviceInfo& device) {
+  const int record_bytes = RecordGeometry(p.gemm.desc, 2).bytes;
+  return fit(c, device, [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
+}
+
+}  // namespace
+
+const char* cannot_run(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
+  if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
+  if (const char* reason = mismatch(instance.columns, p.gemm)) return reason;
+  if (const char* reason = too_large(p)) return reason;
+  if (fit_of(instance.columns, p, device).stages == 0) return "does not fit into shared memory";
+  if (has_nearer_code(instance, device)) return "has code for a nearer GPU";
+  return nullptr;
+}
+
+// As estimate_gemm_sm80, of as many tiles as random draws of an expert for every row make.
+double estimate_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  const Sm80Tile tile = tile_of(instance.columns);
+  constexpr double kFetchRate = 15;                         // bytes per cycle and SM
+  const double multiplies = 16 * 1024.0 / tile.value_bits;  // multiply-adds per cycle and SM
+  constexpr double kTile = 2500;                            // its table, first bytes, epilogue
+  const double rows = std::max<double>(1, static_cast<double>(p.expected_rows));
+  const double active = p.rows.experts * -std::expm1(-rows / p.rows.experts);
+  const double per_expert = rows / active;
+  const double blocks = active * (per_expert <= tile.tokens ? 1 : per_expert / tile.tokens + 0.5);
+  const double tiles = blocks * std::ceil(static_cast<double>(p.gemm.desc.num_strips()) / tile.row_groups);
+  const double turns = std::max(1.0, tiles / device.num_sms);
+  const double tokens = std::min<double>(tile.tokens, per_expert);
+  const double fetch =
+      (tile.row_groups * RecordGeometry(p.gemm.desc, 2).bytes + tokens * tile.row_bytes()) / kFetchRate;
+  const double multiply = static_cast<double>(tile.rows()) * tile.tokens * kTileK / multiplies;
+  const double start = kTile / fit_of(instance.columns, p, device).ctas;  // others work meanwhile
+  return turns * (start + static_cast<double>(p.gemm.desc.num_k_tiles()) * (fetch + multiply));
+}
+
+MoeGemmSm80Choice choose_moe_gemm_sm80(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
+  const WeightDesc& desc = p.gemm.desc;
+  return choose<MoeGemmSm80Columns>(p, {desc.n, desc.k, desc.experts, p.expected_rows}, device, tuned,
+                                    estimate_moe_gemm_sm80);
+}
+
+MoeGemmSm80Params params_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& p,
+                                       const DeviceInfo& device) {
+  const MoeGemmSm80Columns& c = instance.columns;
+  const Fit room = fit_of(c, p, device);
+  MoeGemmSm80Params params{};
+  params.mainloop = mainloop_params(c, p.gemm, room.stages);
+  params.epilogue = moe_epilogue(p, epilogue_params(c, p.gemm));
+  params.rows = p.rows;
+  params.expert_bytes = p.gemm.desc.strip_bytes() * p.gemm.desc.num_strips();
+  params.num_ctas = device.num_sms * room.ctas;
+  return params;
+}
+
+}  // namespace humming
