@@ -33,7 +33,7 @@ class GemmProblem(Product):
 
     def __init__(self, matrix: GemmMatrix, tokens: int) -> None:
         super().__init__(matrix, tokens, tokens)
-        self._workspace = _ops._workspace(self.out, _ops._row_copy_bytes(self.x))
+        self._workspace = _ops._workspace(self.out, _ops._row_copy_bytes(self.x, self.matrix.weights[0].desc))
         self.calls = [self._call(torch.ops.humming.gemm.out, weight) for weight in matrix.weights]
 
     def _call(self, op, weight: PackedWeight, **options: str) -> Call:

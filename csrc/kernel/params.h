@@ -142,6 +142,19 @@ struct XScaleView {
   int64_t row_stride, group_stride;
 };
 
+// ---- widen ----------------------------------------------------------------------------------------------------------
+// Tokens in a type that holds them exactly.
+struct WidenParams {
+  const void* x;
+  DType x_dtype;  // e4m3, e5m2, int8, int4
+  int64_t x_row_bytes;
+  int64_t rows, k;
+  XScaleView scale;  // powers of two that the values are multiplied by on the way; no data: none
+  uint8_t* out;
+  DType out_dtype;        // bf16, int8
+  int64_t out_row_bytes;  // a multiple of 16, with room for whole vectors
+};
+
 struct BiasView {
   const void* data;  // [n] or [experts, n], logical channel order; nullptr means 0
   DType dtype;       // fp32, bf16, fp16

@@ -1,5 +1,5 @@
-// Ops about sizes, about the build and about what would run: packed_shape, row_scale_shape, moe_gemm_workspace,
-// fused_moe_workspace, plan, gemm_plan, build_info.
+// Ops about sizes, about the build and about what would run: packed_shape, row_scale_shape, widened_bytes,
+// moe_gemm_workspace, fused_moe_workspace, plan, gemm_plan, build_info.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #ifdef HUMMING_WITH_CUDA
@@ -13,6 +13,7 @@
 #include "ops/tensor_check.h"
 #include "select/gemm.h"
 #include "select/moe_gemm.h"
+#include "select/rows.h"
 #include "select/select_sm90.h"
 
 namespace humming {
@@ -26,13 +27,20 @@ std::vector<int64_t> row_scale_shape(std::vector<int64_t> desc) {
   return parse_desc("humming::row_scale_shape", desc).row_scale_shape();
 }
 
+// Of products on CUDA with x of this type, beside what moe_gemm sorts; 0 if kernels read rows that begin at multiples
+// of 16 bytes as they are.
+int64_t widened_bytes(std::vector<int64_t> desc_ints, ScalarType x_dtype, int64_t rows) {
+  const WeightDesc desc = parse_desc("humming::widened_bytes", desc_ints);
+  const std::optional<DType> x = storage_type(x_dtype);
+  return x && is_widened(desc, *x) ? rows * copy_pitch(desc, *x) : 0;
+}
+
 int64_t moe_gemm_workspace(int64_t experts, int64_t pairs) { return moe_workspace(experts, pairs, nullptr).bytes; }
 
 // What happens to x before it is multiplied.
 std::string widening(const WeightDesc& desc, DType x) {
-  if (desc.operand == Operand::bf16 && x != DType::bf16) return " (x is widened to it, exactly)";
-  if (desc.operand == Operand::s8 && x == DType::int4) return " (int4 x is widened to it, exactly)";
-  return "";
+  if (!is_widened(desc, x)) return "";
+  return desc.operand == Operand::s8 ? " (int4 x is widened to it, exactly)" : " (x is widened to it, exactly)";
 }
 
 std::string accumulation(const WeightDesc& desc) {
@@ -171,6 +179,7 @@ std::string build_info() {
 STABLE_TORCH_LIBRARY_IMPL(humming, CompositeExplicitAutograd, m) {
   m.impl("packed_shape", TORCH_BOX(&humming::packed_shape));
   m.impl("row_scale_shape", TORCH_BOX(&humming::row_scale_shape));
+  m.impl("widened_bytes", TORCH_BOX(&humming::widened_bytes));
   m.impl("moe_gemm_workspace", TORCH_BOX(&humming::moe_gemm_workspace));
   m.impl("fused_moe_workspace", TORCH_BOX(&humming::fused_moe_workspace));
   m.impl("plan", TORCH_BOX(&humming::plan));

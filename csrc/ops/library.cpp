@@ -72,6 +72,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
   m.def("decode_packed.out(Tensor packed, Tensor? scale2, int[] desc, *, bool codes=False, Tensor(a!) out) -> ()");
   m.def("packed_shape(int[] desc) -> int[]");
   m.def("row_scale_shape(int[] desc) -> int[]");
+  m.def("widened_bytes(int[] desc, ScalarType x_dtype, int rows) -> int");
   m.def("moe_gemm_workspace(int experts, int pairs) -> int");
   m.def(
       "fused_moe_workspace(int rows, int top_k, ScalarType x_dtype, ScalarType out_dtype, int[] w13_desc, "

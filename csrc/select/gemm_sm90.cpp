@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "select/rows.h"
 #include "select/select_sm90.h"
 
 namespace humming {
@@ -42,7 +43,7 @@ GemmParams typical_gemm(const WeightDesc& desc, DType x, int64_t tokens) {
   problem.x_row_bytes = (desc.k * dtype_bits(x) / 8 + 127) / 128 * 128;
   problem.out_dtype = DType::bf16;
   problem.out_row_stride = problem.out_columns = desc.n;
-  return problem;
+  return reads_copies(problem) ? of_copies(problem, nullptr) : problem;
 }
 
 const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {

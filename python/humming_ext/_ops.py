@@ -52,11 +52,15 @@ def _workspace(out: Tensor, num_bytes: int = 0) -> Tensor:
     return out.new_empty(num_bytes, dtype=torch.uint8)
 
 
-def _row_copy_bytes(x: Tensor) -> int:
-    """Workspace of gemm on a GPU, which copies rows of x that do not begin at multiples of 16 bytes."""
-    size = x.element_size()
-    if not x.is_cuda or (x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0):
+def _row_copy_bytes(x: Tensor, desc: list[int]) -> int:
+    """Workspace of gemm on a GPU, which copies rows of x that do not begin at multiples of 16 bytes, and writes those of
+    another type than the operand's in that."""
+    if not x.is_cuda:
         return 0
+    widened = _ops.widened_bytes(desc, x.dtype, x.shape[0])
+    size = x.element_size()
+    if widened or (x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0):
+        return widened
     return x.shape[0] * _ceil_div(x.shape[1] * size, _PITCH_BYTES) * _PITCH_BYTES
 
 
@@ -76,7 +80,7 @@ def _gemm_outputs(
 
 def _gemm(*args: Any, out_dtype: torch.dtype | None = None) -> Tensor:
     out = _gemm_outputs(*args, out_dtype=out_dtype)
-    _ops.gemm.out(*args, out=out, workspace=_workspace(out, _row_copy_bytes(args[0])))
+    _ops.gemm.out(*args, out=out, workspace=_workspace(out, _row_copy_bytes(args[0], args[5])))
     return out
 
 
@@ -114,7 +118,7 @@ def _moe_gemm_workspace_bytes(x: Tensor, desc: list[int], layout: str, top_k: in
     """Workspace of moe_gemm on a GPU, which sorts the blocks of the layout "indexed" there."""
     if not x.is_cuda:
         return 0
-    copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]))
+    copy = _row_copy_bytes(x.flatten(0, -2) if x.is_contiguous() else x.view(-1, x.shape[-1]), desc)
     if layout != "indexed":
         return copy
     return copy + _ops.moe_gemm_workspace(WeightDesc.of(desc).experts, x.shape[0] * top_k)
@@ -166,6 +170,8 @@ def fused_moe_workspace_bytes(
     size = _ops.fused_moe_workspace(rows, top_k, x_dtype, out_dtype, w13_desc, w2_desc, layout, group)
     if device.type != "cuda":
         return size
+    if widened := _ops.widened_bytes(w13_desc, x_dtype, rows):
+        return size + widened
     row_bytes = WeightDesc.of(w13_desc).k * x_dtype.itemsize
     return size + (rows * _ceil_div(row_bytes, _PITCH_BYTES) * _PITCH_BYTES if row_bytes % 16 else 0)
 
@@ -175,7 +181,7 @@ def _fused_moe(x: Tensor, *args: Any, group: int = 0, out_dtype: torch.dtype | N
     w13_desc, w2_desc, layout, topk_ids = args[4], args[8], args[9], args[11]
     rows, top_k = out.numel() // max(out.shape[-1], 1), 1 if topk_ids is None else topk_ids.shape[-1]
     sizes = (rows, top_k, x.dtype, out.dtype, w13_desc, w2_desc, layout, group, x.device)
-    workspace = _workspace(out, fused_moe_workspace_bytes(*sizes) + _row_copy_bytes(x.flatten(0, -2)))
+    workspace = _workspace(out, fused_moe_workspace_bytes(*sizes) + _row_copy_bytes(x.flatten(0, -2), w13_desc))
     _ops.fused_moe.out(x, *args, group=group, **options, out=out, workspace=workspace)
     return out
 

@@ -10,6 +10,7 @@
 #include "ops/tensor_check.h"
 #include "select/gemm.h"
 #include "select/moe_gemm.h"
+#include "select/rows.h"
 
 namespace humming {
 namespace {
@@ -25,20 +26,27 @@ bool has_rows(const GemmParams& params) { return params.rows > 0 && params.out_r
                                   rejections));
 }
 
-// Kernels fetch rows of x that begin at multiples of 16 bytes. Others are copied to the workspace first, which the
-// functional op sizes for that.
-void align_rows(const char* op, GemmParams* params, cudaStream_t stream) {
-  constexpr int64_t kAlign = 16, kPitch = 128;
-  if (params->x_row_bytes % kAlign == 0 && reinterpret_cast<uintptr_t>(params->x) % kAlign == 0) return;
-  const int64_t bytes = (params->desc.k * dtype_bits(params->x_dtype) + 7) / 8;
-  const int64_t pitch = (bytes + kPitch - 1) / kPitch * kPitch;
-  HUMMING_CHECK(params->workspace_bytes >= params->rows * pitch, op, ": workspace has ", params->workspace_bytes,
-                " bytes, but rows of x that do not begin at multiples of 16 bytes are copied to it: ",
-                params->rows * pitch, " bytes");
-  HUMMING_CUDA_CHECK(cudaMemcpy2DAsync(params->workspace, pitch, params->x, params->x_row_bytes, bytes, params->rows,
-                                       cudaMemcpyDeviceToDevice, stream));
-  params->x = params->workspace;
-  params->x_row_bytes = pitch;
+// Rows that kernels do not read as they are go to the workspace first, which the functional op sizes for that.
+void copy_rows(const char* op, const Tensor& x, GemmParams* params, cudaStream_t stream) {
+  if (!reads_copies(*params)) return;
+  const GemmParams& p = *params;
+  const int64_t pitch = copy_pitch(p.desc, p.x_dtype);
+  HUMMING_CHECK(p.workspace_bytes >= p.rows * pitch && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0, op,
+                ": workspace has ", p.workspace_bytes,
+                " bytes, but rows of x that do not begin at multiples of 16 bytes, or are of another type than the "
+                "operand's, are copied to it: ",
+                p.rows * pitch, " bytes that begin at a multiple of 16");
+  if (is_widened(p.desc, p.x_dtype)) {
+    const XScaleView scale = takes_scale_along(p) ? p.x_scale : XScaleView{nullptr, DType::fp32, 0, 0, 0};
+    launch<WidenColumns>(op, x,
+                         {p.x, p.x_dtype, p.x_row_bytes, p.rows, p.desc.k, scale, static_cast<uint8_t*>(p.workspace),
+                          own_dtype(p.desc.operand), pitch});
+  } else {
+    const int64_t bytes = (p.desc.k * dtype_bits(p.x_dtype) + 7) / 8;
+    HUMMING_CUDA_CHECK(
+        cudaMemcpy2DAsync(p.workspace, pitch, p.x, p.x_row_bytes, bytes, p.rows, cudaMemcpyDeviceToDevice, stream));
+  }
+  *params = of_copies(p, p.workspace);
 }
 
 // Of an instance that was asked for by name: that it can run the product.
@@ -51,7 +59,7 @@ void check_runs(const char* op, const std::string& name, const char* rejection) 
 void run_gemm(const Tensor& x, GemmParams params, const std::string* name) {
   if (!has_rows(params)) return;
   const OnDeviceOf device(x);
-  align_rows("humming::gemm", &params, device.stream());
+  copy_rows("humming::gemm", x, &params, device.stream());
   const DeviceInfo info = device.info();
   const GemmInstance instance = name ? find_gemm(*name, info) : choose_gemm(params, info).instance;
   if (entry_of(instance) == nullptr) refuse("humming::gemm", params, x, rejections(candidates_gemm(params, info)));
@@ -69,7 +77,8 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
 }
 
 // The layout indexed: a problem of sorted pairs, and, if they come in blocks, how to sort them (sort->sorted).
-MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t stream, MoeSortParams* sort) {
+MoeProblem pairs_problem(const char* op, const Tensor& x, const MoeParams& params, cudaStream_t stream,
+                         MoeSortParams* sort) {
   MoeProblem problem{params.gemm, {}, {}, params.gemm.out_rows};
   GemmParams& gemm = problem.gemm;
   const int experts = static_cast<int>(gemm.desc.experts), top_k = static_cast<int>(params.top_k);
@@ -94,14 +103,14 @@ MoeProblem pairs_problem(const char* op, const MoeParams& params, cudaStream_t s
     problem.rows.offset_dtype = params.offset_dtype;
     problem.pairs = {params.sorted_token_ids, top_k, limit, params.in_order};
   }
-  align_rows(op, &gemm, stream);
+  copy_rows(op, x, &gemm, stream);
   return problem;
 }
 
 // The other layouts: rows of x lie together by expert.
-MoeProblem rows_problem(const char* op, const MoeParams& params, cudaStream_t stream) {
+MoeProblem rows_problem(const char* op, const Tensor& x, const MoeParams& params, cudaStream_t stream) {
   MoeProblem problem{params.gemm, {}, {}, params.gemm.rows};
-  align_rows(op, &problem.gemm, stream);
+  copy_rows(op, x, &problem.gemm, stream);
   MoeRows& rows = problem.rows;
   rows.rows = static_cast<int>(params.gemm.rows);
   rows.offsets = params.expert_offsets;
@@ -118,8 +127,8 @@ void run_moe_gemm(const Tensor& x, const MoeParams& params, const std::string* n
   const OnDeviceOf device(x);
   const DeviceInfo info = device.info();
   MoeSortParams sort{};
-  MoeProblem problem = params.layout == MoeLayout::indexed ? pairs_problem(op, params, device.stream(), &sort)
-                                                           : rows_problem(op, params, device.stream());
+  MoeProblem problem = params.layout == MoeLayout::indexed ? pairs_problem(op, x, params, device.stream(), &sort)
+                                                           : rows_problem(op, x, params, device.stream());
   problem.rows.experts = static_cast<int>(params.gemm.desc.experts);
   if (params.expected_tokens > 0) problem.expected_rows = params.expected_tokens;
   problem.known_routing = params.known_routing && sort.sorted == nullptr;
