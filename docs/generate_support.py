@@ -23,8 +23,8 @@ ACTIVATIONS = {"fp8 e4m3": ("e4m3",), "int8": ("s8",), "int4": ("s4", "s8")}
 ORDERS = {"e4m3": "k32", "s8": "k32", "s4": "k64"}  # besides k16 for bf16 and fp16, which every format has
 # Op -> the manifest's families of its CUDA kernels.
 FAMILIES = {
-    "gemm": ("gemm_sm80", "gemm_sm90"),
-    "moe_gemm": ("moe_gemm_sm80", "moe_gemm_sm90"),
+    "gemm": ("gemm_sm80", "gemm_sm90", "gemm_any"),
+    "moe_gemm": ("moe_gemm_sm80", "moe_gemm_sm90", "gemm_any"),
     "quantize_activation": ("quantize",),
     "moe_align": ("moe_align",),
     "moe_reduce": ("moe_reduce",),
@@ -32,7 +32,7 @@ FAMILIES = {
     "decode_packed": ("decode",),
 }
 # op -> the families of those of its steps' kernels that are the fewest
-LAYERS = {"fused_moe": ("moe_gemm_sm80", "moe_gemm_sm90")}
+LAYERS = {"fused_moe": FAMILIES["moe_gemm"]}
 Instance = generate_instances.Instance
 
 
@@ -59,20 +59,27 @@ def activation_cell(row: dict, operands: tuple[str, ...]) -> str:
 def takes(instance: Instance, row: dict, order: str) -> bool:
     """Whether the kernel serves the format in this order: every column that speaks of formats agrees."""
     columns = dict(zip(instance.family.columns, instance.values, strict=True))
-    codec = "e2m1" if row["name"] == "e2m1" else "plain"
+    if "operand" in columns:
+        columns["order"] = ORDERS.get(columns["operand"], "k16")
+    codec = row["name"] if row["name"] in ("e2m1", "e2m3", "e3m2") else "plain"
     wanted = {"codec": codec, "order": order, "bits": row["bits"], "format": row["name"]}
     return all(columns[name] == value for name, value in wanted.items() if name in columns)
 
 
 def cuda_cell(row: dict, kernels: list[Instance]) -> str:
-    """The ops whose kernels serve the format in every order that it can be packed in."""
+    """The ops whose kernels serve the format, and for which operands if not in every order that it can be packed in."""
     orders = {"k16", *(ORDERS[operand] for operand in row["operands"])}
     ops = []
     for op, families in FAMILIES.items():
         # Families without columns serve every format; the table of ops has them.
         own = [instance for instance in kernels if instance.family.name in families and instance.values]
-        if own and all(any(takes(instance, row, order) for instance in own) for order in orders):
+        served = {order for order in orders if any(takes(instance, row, order) for instance in own)}
+        if served == orders:
             ops.append(f"`{op}`")
+        elif served:
+            operands = ["bf16", "fp16", *(operand for operand in row["operands"] if operand in ORDERS)]
+            names = [operand for operand in operands if ORDERS.get(operand, "k16") in served]
+            ops.append(f"`{op}` ({', '.join(names)})")
     return ", ".join(ops) or "none"
 
 

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <iterator>
@@ -22,6 +23,7 @@
 #include "layout/tile_codec.h"
 #include "layout/weight_desc.h"
 #include "layout/word_codec.h"
+#include "mainloop/any_view.h"
 
 namespace py = pybind11;
 
@@ -177,6 +179,26 @@ Bytes decode(const Bytes& record, int64_t id, int operand, int halves) {
   return codes;
 }
 
+// As decode(), for an operand of 16 bits, by the lanes of the kernel for weights of any format.
+Bytes decode_any(const Bytes& record, const std::vector<int64_t>& desc, int halves) {
+  const AnyView view = any_view(desc_of(desc), RecordView{});
+  expect_size(record, record_code_bytes(view.format, halves));
+  std::vector<uint32_t> words(record.size() / sizeof(uint32_t));
+  std::copy_n(record.data(), record.size(), reinterpret_cast<uint8_t*>(words.data()));
+  Bytes codes({kHalfK * halves, kStripRows});
+  for (int patch = 0; patch < 4 * halves; ++patch) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int index = 0; index < kCodesPerLane; ++index) {
+        const PatchCoord at = patch_coord(Order::k16, lane, index / 2, index % 2);
+        const int half = patch / 4, warp = patch % 4;
+        const uint32_t code = view.code_at(words.data(), half, warp, lane, index);
+        codes.mutable_at(kHalfK * half + at.k, 16 * warp + at.row) = static_cast<uint8_t>(code);
+      }
+    }
+  }
+  return codes;
+}
+
 void bind_layout(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;
   m.def("desc_facts", &desc_facts);
@@ -207,6 +229,7 @@ void bind_layout(py::module_& m) {
   m.def("rebase_code", [](int64_t id, uint32_t code, int down) { return rebase_code(format_of(id), code, down); });
   m.def("encode_record", &encode);
   m.def("decode_record", &decode);
+  m.def("decode_record_of_any", &decode_any);
 }
 
 // ---- dequantisers ---------------------------------------------------------------------------------------------------

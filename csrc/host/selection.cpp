@@ -167,8 +167,10 @@ std::optional<std::pair<std::string, int>> choose_moe(const std::vector<int64_t>
   int stages = 0;
   if (const auto* hopper = std::get_if<const MoeGemmSm90Instance*>(&chosen))
     stages = params_moe_gemm_sm90(**hopper, problem, device).mainloop.stages;
+  else if (const auto* earlier = std::get_if<const MoeGemmSm80Instance*>(&chosen))
+    stages = params_moe_gemm_sm80(**earlier, problem, device).mainloop.stages;
   else
-    stages = params_moe_gemm_sm80(*std::get<const MoeGemmSm80Instance*>(chosen), problem, device).mainloop.stages;
+    stages = params_gemm_any(*std::get<const GemmAnyInstance*>(chosen), problem, device).mainloop.stages;
   return std::pair(entry_of(chosen)->name, stages);
 }
 

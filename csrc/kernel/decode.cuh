@@ -7,38 +7,22 @@
 // operation, as on the CPU.
 #pragma once
 
-#include "core/math.h"
 #include "kernel/record_tile.cuh"
+#include "layout/number.h"
 
 namespace humming {
 
 namespace decode {
 
-__device__ inline float load_scale(ScaleType type, const uint8_t* area, int index) {
-  switch (type) {
-    case ScaleType::fp32: return reinterpret_cast<const float*>(area)[index];
-    case ScaleType::bf16: return bf16_to_float(reinterpret_cast<const uint16_t*>(area)[index]);
-    case ScaleType::fp16: return fp16_to_float(reinterpret_cast<const uint16_t*>(area)[index]);
-    case ScaleType::e8m0: return e8m0_to_float(area[index]);
-    case ScaleType::e4m3: return e4m3_to_float(area[index]);
-    case ScaleType::none: break;
-  }
-  return 1.0f;
-}
-
 // The number of a code at a row of the strip and a column of the record, without scale2.
 __device__ inline float dequantise(const WeightDesc& desc, const FormatTraits& format, const RecordGeometry& geometry,
                                    const uint8_t* record, int row, int column, uint32_t code) {
   const int group = desc.group > 0 ? column / desc.group : 0;
-  const int zero_index = RecordGeometry::group_index(row, group, geometry.zero_groups);
-  const uint8_t* zeros = record + geometry.zero_offset;
-  const float value = code_value(format, code);
-  const float scale = desc.group == 0 ? 1.0f
-                                      : load_scale(desc.scale_type, record + geometry.scale_offset,
-                                                   RecordGeometry::group_index(row, group, geometry.groups));
-  if (desc.zero == ZeroKind::floating) return math::fma(scale, value, load_scale(desc.scale_type, zeros, zero_index));
-  const float zero = desc.zero == ZeroKind::integer ? static_cast<float>(zeros[zero_index]) : 0.0f;
-  return (value - zero) * scale;
+  const ScaleType type = desc.group > 0 ? desc.scale_type : ScaleType::none;
+  const GroupNumbers numbers = group_numbers(
+      type, desc.zero, record + geometry.scale_offset, RecordGeometry::group_index(row, group, geometry.groups),
+      record + geometry.zero_offset, RecordGeometry::group_index(row, group, geometry.zero_groups));
+  return numbers(code_value(format, code));
 }
 
 }  // namespace decode

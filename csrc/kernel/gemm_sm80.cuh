@@ -18,7 +18,7 @@ namespace gemm_sm80 {
 
 template <class Config>
 struct Dense : Config {
-  static constexpr bool kExperts = false;
+  static constexpr bool kExperts = false, kAny = false;
 };
 template <class Config>
 using GemmOf = Sm80Gemm<Dense<Config>>;

@@ -59,7 +59,8 @@ __device__ inline void expert_rows(const MoeRows& p, int expert, int* first, int
     *count = static_cast<int>(min(max(end, int64_t{*first}), int64_t{p.rows})) - *first;
   } else {
     *first = static_cast<int>(expert * p.capacity);
-    *count = static_cast<int>(min(max(int64_t{p.counts[expert]}, int64_t{0}), p.capacity));
+    const int64_t wanted = p.counts != nullptr ? p.counts[expert] : p.capacity;
+    *count = static_cast<int>(min(max(wanted, int64_t{0}), p.capacity));
   }
 }
 

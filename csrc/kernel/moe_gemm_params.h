@@ -15,7 +15,7 @@ struct MoeRows {
   int rows;               // together, at most
   const void* offsets;    // [experts + 1], where every expert's rows begin; nullptr: masked
   DType offset_dtype;     // int32, int64
-  const int32_t* counts;  // masked: expert e has so many, from e * capacity on
+  const int32_t* counts;  // masked: expert e has so many, from e * capacity on; nullptr: as many as there is room for
   int64_t capacity;
 };
 
@@ -30,13 +30,17 @@ struct MoeGemmSm90Params {
   bool known_routing;  // `rows` and weights may be read before the grid ahead has ended
 };
 
-struct MoeGemmSm80Params {
-  Sm80MainloopParams mainloop;  // packed: of expert 0
+template <class Mainloop>
+struct MoeProductSm80 {
+  Mainloop mainloop;  // packed: of expert 0
   MoeEpilogueParams epilogue;
   MoeRows rows;
   int64_t expert_bytes;
   int num_ctas;
 };
+struct MoeGemmSm80Params : MoeProductSm80<Sm80MainloopParams> {};
+// Of weights of any format, dense ones too, which are one expert.
+struct GemmAnyParams : MoeProductSm80<Sm80AnyParams> {};
 
 // One producer more than a dense tile has.
 constexpr int moe_threads(const Sm90Tile& tile) { return tile.threads() + (tile.moves_registers() ? 0 : 32); }

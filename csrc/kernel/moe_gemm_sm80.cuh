@@ -22,17 +22,15 @@ namespace moe_gemm_sm80 {
 
 template <class Config>
 struct Experts : Config {
-  static constexpr bool kExperts = true;
+  static constexpr bool kExperts = true, kAny = false;
 };
 template <class Config>
 using GemmOf = Sm80Gemm<Experts<Config>>;
 
 inline constexpr int kBlockStep = 8;  // tokens that an MMA has
 
-template <class Config>
-__global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
-                             Config::kCtas) void moe_gemm_sm80_kernel(const __grid_constant__ MoeGemmSm80Params p) {
-  using Gemm = GemmOf<Config>;
+template <class Gemm>
+__device__ __forceinline__ void multiply_tiles(const MoeProductSm80<typename Gemm::Params>& p) {
   constexpr Sm80Tile kTile = Gemm::tile();
   constexpr float kUnit = power_of_two(Gemm::kExponent);
   constexpr int kPitch = kTile.rows() + kReductionPad;
@@ -41,7 +39,7 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
 
   // Not aligned through an integer: that would make the compiler forget that it is shared memory.
   extern __shared__ __align__(1024) uint8_t shared[];
-  const Sm80MainloopParams& m = p.mainloop;
+  const typename Gemm::Params& m = p.mainloop;
   Table& table = *reinterpret_cast<Table*>(shared + moe_table_offset(kTile, m.stages, m.record_bytes));
   const moe_blocks::Blocks blocks(p.rows.experts, reinterpret_cast<uint8_t*>(&table + 1));
   float* planes = reinterpret_cast<float*>(shared);
@@ -75,15 +73,26 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
   }
 }
 
+template <class Config>
+__global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
+                             Config::kCtas) void moe_gemm_sm80_kernel(const __grid_constant__ MoeGemmSm80Params p) {
+  multiply_tiles<GemmOf<Config>>(p);
+}
+
+template <class Gemm, class Params>
+void launch(void (*kernel)(const Params), const Params& p, cudaStream_t stream) {
+  constexpr Sm80Tile kTile = Gemm::tile();
+  const int shared_bytes = moe_shared_bytes(kTile, p.mainloop.stages, p.mainloop.record_bytes, p.rows.experts);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  kernel<<<p.num_ctas, kTile.threads(), shared_bytes, stream>>>(p);
+}
+
 }  // namespace moe_gemm_sm80
 
 template <class Config>
 void launch_moe_gemm_sm80(const MoeGemmSm80Params& p, cudaStream_t stream) {
-  constexpr Sm80Tile kTile = moe_gemm_sm80::GemmOf<Config>::tile();
-  const auto kernel = &moe_gemm_sm80::moe_gemm_sm80_kernel<Config>;
-  const int shared_bytes = moe_shared_bytes(kTile, p.mainloop.stages, p.mainloop.record_bytes, p.rows.experts);
-  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
-  kernel<<<p.num_ctas, kTile.threads(), shared_bytes, stream>>>(p);
+  using namespace moe_gemm_sm80;
+  launch<GemmOf<Config>>(&moe_gemm_sm80_kernel<Config>, p, stream);
 }
 
 }  // namespace humming

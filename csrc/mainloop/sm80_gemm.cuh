@@ -9,6 +9,7 @@
 //             D: acc[patch][4 * j + r] is channel g + 8 * (r / 2) of the patch, token 8 * j + 2 * t + r % 2
 #pragma once
 
+#include "mainloop/any_weight_tile.cuh"
 #include "mainloop/mma_sync.cuh"
 #include "mainloop/ptx.h"
 #include "mainloop/sm80_params.h"
@@ -17,17 +18,20 @@
 
 namespace humming {
 
-// Config: the manifest's columns, and kExperts: whether tiles are blocks of rows of an expert.
+// Config: the manifest's columns, kExperts: whether tiles are blocks of rows of an expert, and kAny: whether weights
+// have any format.
 template <class Config>
 struct Sm80Gemm {
   static constexpr Operand kOperand = Config::kOperand;
   static constexpr bool kExperts = Config::kExperts;
+  static constexpr bool kAny = Config::kAny;
   // A function: device code cannot use a static member object.
   __host__ __device__ static constexpr Sm80Tile tile() {
     return {Config::kRowGroups, Config::kPatches, Config::kSplitK, Config::kTokens,
             32 / values_per_register(order_of(kOperand))};
   }
-  using Weights = WeightTile<Config>;
+  using Weights = std::conditional_t<kAny, AnyWeightTile<Config>, WeightTile<Config>>;
+  using Params = std::conditional_t<kAny, Sm80AnyParams, Sm80MainloopParams>;
   static constexpr bool kAccumulatorScale = Config::kScaleMode == ScaleMode::accumulator;
   // Whether the sums of a record join a total in fp32.
   static constexpr bool kPromoted = kAccumulatorScale || Config::kTokenGroups;
@@ -44,6 +48,13 @@ struct Sm80Gemm {
   static_assert(!Config::kTokenGroups || order_of(kOperand) != Order::k16, "16-bit tokens have no scales");
   static_assert(tile().tokens % 8 == 0 && 4 % kPatches == 0, "whole MMAs");
   static_assert(kRowsAtATime % 8 == 0, "token_offset() repeats after 8 tokens");
+
+  __device__ __forceinline__ static const auto& view_of(const Params& p) {
+    if constexpr (kAny)
+      return p.any;
+    else
+      return p.view;
+  }
 
   // A tile of the product.
   struct Work {
@@ -88,7 +99,7 @@ struct Sm80Gemm {
   // Records k, k + 1, ... of the row groups that exist. In the half tail record scales follow the codes of one half;
   // here they lie where a full one has them, behind zeros: codes that are Inf or NaN must not meet the zeros behind the
   // last column.
-  __device__ static void copy_weights(const Sm80MainloopParams& p, const Work& work, int k, uint32_t to, int thread) {
+  __device__ static void copy_weights(const Params& p, const Work& work, int k, uint32_t to, int thread) {
     const bool has_tail = p.half_tail && k + tile().split_k >= p.num_k_tiles;
     const int full = (min(k + tile().split_k, p.num_k_tiles) - k - has_tail) * p.record_bytes;
     const int first_strip = work.row_tile * tile().row_groups;
@@ -103,7 +114,7 @@ struct Sm80Gemm {
       from += p.strip_bytes;
     }
   }
-  __device__ static void copy_tail(const Sm80MainloopParams& p, uint32_t to, const uint8_t* from, int thread) {
+  __device__ static void copy_tail(const Params& p, uint32_t to, const uint8_t* from, int thread) {
     copy(to, from, p.tail_codes_bytes, thread);
     copy(to + p.view.scale_offset, from + p.tail_codes_bytes, p.tail_scale_bytes, thread);
 #pragma unroll 1
@@ -114,7 +125,7 @@ struct Sm80Gemm {
 
   // The columns of records k, k + 1, ... of the tokens that exist, zeros behind the last. What a product finds in place
   // of other tokens gives columns of sums that nobody stores.
-  __device__ static void copy_tokens(const Sm80MainloopParams& p, const Work& work, int k, uint32_t to, int thread) {
+  __device__ static void copy_tokens(const Params& p, const Work& work, int k, uint32_t to, int thread) {
     const Sm80Tile::Chunk mine = tile().copied_by(thread);
     const uint8_t* x = p.x + (kExperts ? 0 : work.row_of(mine.token) * p.x_row_bytes);
     to += tile().token_offset(mine.token, mine.chunk);
@@ -135,8 +146,8 @@ struct Sm80Gemm {
   }
 
   // Two MMA steps of the record, then those after them.
-  template <int kPair>
-  __device__ __forceinline__ static void multiply_pairs(const RecordView& view, const Weights (&weights)[kPatches],
+  template <int kPair, class View>
+  __device__ __forceinline__ static void multiply_pairs(const View& view, const Weights (&weights)[kPatches],
                                                         typename Weights::Row (&rows)[kPatches][2], uint32_t tokens,
                                                         Warp& warp) {
     if constexpr (kPair < kPairs) {
@@ -168,24 +179,24 @@ struct Sm80Gemm {
   }
 
   // The A fragment of MMA step kStep of the record.
-  template <int kStep>
-  __device__ __forceinline__ static void fragment_of(const RecordView& view, const Weights& weights,
+  template <int kStep, class View>
+  __device__ __forceinline__ static void fragment_of(const View& view, const Weights& weights,
                                                      typename Weights::Row (&rows)[2], uint32_t (&fragment)[4]) {
     weights.template begin_group<kStep * Weights::kStepK>(view, rows);
     weights.template fragment<kStep / Weights::kSteps, kStep % Weights::kSteps>(rows, fragment);
   }
 
   // Record k of K, which lies at `record` and its tokens at `tokens`, into the warp's sums.
-  __device__ static void multiply_record(const Sm80MainloopParams& p, const Work& work, int k, const uint8_t* record,
+  __device__ static void multiply_record(const Params& p, const Work& work, int k, const uint8_t* record,
                                          uint32_t tokens, Warp& warp) {
     Weights weights[kPatches];
     typename Weights::Row rows[kPatches][2];
 #pragma unroll
     for (int patch = 0; patch < kPatches; ++patch) {
-      weights[patch].load(p.view, record, warp.role.patch + patch, warp.lane);
+      weights[patch].load(view_of(p), record, warp.role.patch + patch, warp.lane);
     }
     if constexpr (!kPromoted) {
-      multiply_pairs<0>(p.view, weights, rows, tokens, warp);
+      multiply_pairs<0>(view_of(p), weights, rows, tokens, warp);
     } else {
       float token_scale[2 * kTokenTiles];
 #pragma unroll
@@ -195,7 +206,7 @@ struct Sm80Gemm {
         token_scale[i] = exists ? p.token_scales[work.row_of(token) * p.token_scale_stride + k] : 1.0f;
       }
       fill(warp.acc, kOrigin);
-      multiply_pairs<0>(p.view, weights, rows, tokens, warp);
+      multiply_pairs<0>(view_of(p), weights, rows, tokens, warp);
 #pragma unroll
       for (int patch = 0; patch < kPatches; ++patch) {
         float scale[2] = {1, 1};
@@ -233,8 +244,7 @@ struct Sm80Gemm {
 
   // Fills the ring and multiplies. Every turn waits for the oldest stage and asks for the one that takes the place of
   // the stage before it.
-  __device__ static void consume(const Sm80MainloopParams& p, const Work& work, uint8_t* shared, int thread,
-                                 Warp& warp) {
+  __device__ static void consume(const Params& p, const Work& work, uint8_t* shared, int thread, Warp& warp) {
     const int stage_bytes = tile().stage_bytes(p.record_bytes);
     const int weight_bytes = tile().weight_stage_bytes(p.record_bytes);
     const uint32_t ring = ptx::shared_address(shared);

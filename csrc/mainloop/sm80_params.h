@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "mainloop/any_view.h"
 #include "mainloop/record_view.h"
 
 namespace humming {
@@ -15,6 +16,10 @@ struct Sm80MainloopParams : PackedRecords {
   const float* token_scales;   // [tokens][records along K], where tokens have groups
   int64_t token_scale_stride;  // of a token
   int stages;                  // of the ring
+};
+
+struct Sm80AnyParams : Sm80MainloopParams {
+  AnyView any;
 };
 
 }  // namespace humming

@@ -1,5 +1,5 @@
-// Selection of the dense GEMM among the families that have one: Hopper's, and that of Ampere and Ada. The first family
-// of which an instance can run the problem has it.
+// Selection of the dense GEMM among the families that have one: Hopper's, that of Ampere and Ada, and that of any
+// format. The first family of which an instance can run the problem has it.
 #pragma once
 
 #include <string>
@@ -7,12 +7,13 @@
 
 #include "select/candidate.h"
 #include "select/families.h"
+#include "select/gemm_any.h"
 #include "select/gemm_sm80.h"
 #include "select/gemm_sm90.h"
 
 namespace humming {
 
-using GemmInstance = AnyInstance<GemmSm90Columns, GemmSm80Columns>;
+using GemmInstance = AnyInstance<GemmSm90Columns, GemmSm80Columns, GemmAnyColumns>;
 
 struct GemmChoice {
   GemmInstance instance;

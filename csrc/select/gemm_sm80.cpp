@@ -68,8 +68,8 @@ GemmSm80Params params_gemm_sm80(const GemmSm80Instance& instance, const GemmPara
   const GemmSm80Columns& c = instance.columns;
   const Tiles tiles = tiles_of(c, p);
   GemmSm80Params params{};
-  params.mainloop = mainloop_params(c, p, fit_of(c, p.desc, device).stages);
-  params.epilogue = epilogue_params(c, p);
+  params.mainloop = mainloop_params(p, c.token_groups, fit_of(c, p.desc, device).stages);
+  params.epilogue = epilogue_params(p, c.token_groups);
   params.raster = static_cast<int>(
       std::max(std::min<int64_t>(kRaster, tiles.token), (tiles.token + kMaxGridRows - 1) / kMaxGridRows));
   params.grid_x = static_cast<int>(tiles.row * params.raster);

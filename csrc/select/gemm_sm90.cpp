@@ -83,7 +83,7 @@ GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmPara
   const GemmSm90Columns& c = instance.columns;
   GemmSm90Params params{};
   params.mainloop = mainloop_params(c, p, p.rows, stages_for(c, p, device));
-  params.epilogue = epilogue_params(c, p);
+  params.epilogue = epilogue_params(p, c.token_groups);
   params.x = p.x;
   params.x_row_bytes = p.x_row_bytes;
   params.raster = 4;

@@ -13,11 +13,18 @@ double estimate(const MoeGemmSm80Instance& instance, const MoeProblem& p, const 
   return estimate_moe_gemm_sm80(instance, p, device);
 }
 
+double estimate(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  return estimate_gemm_any(instance, p, device);
+}
+
 MoeGemmSm90Params params_of(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   return params_moe_gemm_sm90(instance, p, device);
 }
 MoeGemmSm80Params params_of(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   return params_moe_gemm_sm80(instance, p, device);
+}
+GemmAnyParams params_of(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
+  return params_gemm_any(instance, p, device);
 }
 
 }  // namespace
@@ -30,7 +37,8 @@ MoeGemmChoice choose_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {
   const MoeGemmSm90Choice hopper = choose_moe_gemm_sm90(p, device);
   if (hopper.instance != nullptr) return {hopper.instance, hopper.row};
   const MoeGemmSm80Choice earlier = choose_moe_gemm_sm80(p, device);
-  return {earlier.instance, earlier.row};
+  if (earlier.instance != nullptr) return {earlier.instance, earlier.row};
+  return {choose_gemm_any(p, device), nullptr};
 }
 
 void launch_moe_gemm(MoeGemmInstance instance, const MoeProblem& p, const DeviceInfo& device, CUstream_st* stream) {
@@ -38,11 +46,11 @@ void launch_moe_gemm(MoeGemmInstance instance, const MoeProblem& p, const Device
 }
 
 MoeGemmInstance find_moe_gemm(const std::string& name, const DeviceInfo& device) {
-  return families::find<MoeGemmSm90Columns, MoeGemmSm80Columns>(name, device);
+  return families::find<MoeGemmSm90Columns, MoeGemmSm80Columns, GemmAnyColumns>(name, device);
 }
 
 std::vector<Candidate> candidates_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {
-  return families::candidates<MoeGemmSm90Columns, MoeGemmSm80Columns>(
+  return families::candidates<MoeGemmSm90Columns, MoeGemmSm80Columns, GemmAnyColumns>(
       p, device, [&](const auto& instance) { return estimate(instance, p, device); });
 }
 

@@ -6,12 +6,13 @@
 
 #include "select/candidate.h"
 #include "select/families.h"
+#include "select/gemm_any.h"
 #include "select/moe_gemm_sm80.h"
 #include "select/moe_gemm_sm90.h"
 
 namespace humming {
 
-using MoeGemmInstance = AnyInstance<MoeGemmSm90Columns, MoeGemmSm80Columns>;
+using MoeGemmInstance = AnyInstance<MoeGemmSm90Columns, MoeGemmSm80Columns, GemmAnyColumns>;
 
 struct MoeGemmChoice {
   MoeGemmInstance instance;

@@ -6,23 +6,14 @@
 #include "select/select_sm80.h"
 
 namespace humming {
-namespace {
-
 using namespace select_sm80;
-
-Fit fit_of(const MoeGemmSm80Columns& c, const MoeProblem& p, const DeviceInfo& device) {
-  const int record_bytes = RecordGeometry(p.gemm.desc, 2).bytes;
-  return fit(c, device, [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
-}
-
-}  // namespace
 
 const char* cannot_run(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
   if (!is_for(instance, p.gemm.desc)) return "is for another format or operand";
   if (const char* reason = mismatch(instance.columns, p.gemm)) return reason;
   if (const char* reason = too_large(p)) return reason;
-  if (fit_of(instance.columns, p, device).stages == 0) return "does not fit into shared memory";
+  if (moe_fit(instance.columns, p, device).stages == 0) return "does not fit into shared memory";
   if (has_nearer_code(instance, device)) return "has code for a nearer GPU";
   return nullptr;
 }
@@ -43,7 +34,7 @@ double estimate_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProb
   const double fetch =
       (tile.row_groups * RecordGeometry(p.gemm.desc, 2).bytes + tokens * tile.row_bytes()) / kFetchRate;
   const double multiply = static_cast<double>(tile.rows()) * tile.tokens * kTileK / multiplies;
-  const double start = kTile / fit_of(instance.columns, p, device).ctas;  // others work meanwhile
+  const double start = kTile / moe_fit(instance.columns, p, device).ctas;  // others work meanwhile
   return turns * (start + static_cast<double>(p.gemm.desc.num_k_tiles()) * (fetch + multiply));
 }
 
@@ -56,14 +47,7 @@ MoeGemmSm80Choice choose_moe_gemm_sm80(const MoeProblem& p, const DeviceInfo& de
 MoeGemmSm80Params params_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& p,
                                        const DeviceInfo& device) {
   const MoeGemmSm80Columns& c = instance.columns;
-  const Fit room = fit_of(c, p, device);
-  MoeGemmSm80Params params{};
-  params.mainloop = mainloop_params(c, p.gemm, room.stages);
-  params.epilogue = moe_epilogue(p, epilogue_params(c, p.gemm));
-  params.rows = p.rows;
-  params.expert_bytes = p.gemm.desc.strip_bytes() * p.gemm.desc.num_strips();
-  params.num_ctas = device.num_sms * room.ctas;
-  return params;
+  return moe_params<MoeGemmSm80Params>(p, c.token_groups, moe_fit(c, p, device), device);
 }
 
 }  // namespace humming

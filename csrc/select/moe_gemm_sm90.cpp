@@ -67,7 +67,7 @@ MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, cons
   MoeGemmSm90Params params{};
   params.mainloop = mainloop_params(c, p.gemm, c.tokens, stages_for(c, p, device));
   params.mainloop.gathers_tokens = p.gathers();
-  params.epilogue = moe_epilogue(p, epilogue_params(c, p.gemm));
+  params.epilogue = moe_epilogue(p, epilogue_params(p.gemm, c.token_groups));
   params.rows = p.rows;
   params.expert_bytes = p.gemm.desc.strip_bytes() * p.gemm.desc.num_strips();
   params.x = p.gemm.x;

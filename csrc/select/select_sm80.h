@@ -9,6 +9,7 @@
 #include "mainloop/sm80_params.h"
 #include "mainloop/sm80_tile.h"
 #include "select/device_info.h"
+#include "select/moe_problem.h"
 #include "select/selection.h"
 
 namespace humming {
@@ -52,18 +53,37 @@ bool has_nearer_code(const Instance<Columns>& instance, const DeviceInfo& device
   return false;
 }
 
-template <class Columns>
-Sm80MainloopParams mainloop_params(const Columns& c, const GemmParams& p, int stages) {
+// token_groups: as of epilogue_params.
+inline Sm80MainloopParams mainloop_params(const GemmParams& p, bool token_groups, int stages) {
   Sm80MainloopParams m{};
   static_cast<PackedRecords&>(m) = packed_records(p, 2);
   m.x = static_cast<const uint8_t*>(p.x);
   m.x_row_bytes = p.x_row_bytes;
   m.x_bytes = (p.desc.k * dtype_bits(p.x_dtype) + 7) / 8;
   m.tokens = static_cast<int>(p.rows);
-  m.token_scales = c.token_groups ? static_cast<const float*>(p.x_scale.data) : nullptr;
+  m.token_scales = token_groups ? static_cast<const float*>(p.x_scale.data) : nullptr;
   m.token_scale_stride = p.x_scale.row_stride;
   m.stages = stages;
   return m;
+}
+
+// Of a product with experts.
+template <class Columns>
+Fit moe_fit(const Columns& c, const MoeProblem& p, const DeviceInfo& device) {
+  const int record_bytes = RecordGeometry(p.gemm.desc, 2).bytes;
+  return fit(c, device, [&](int stages) { return moe_shared_bytes(tile_of(c), stages, record_bytes, p.rows.experts); });
+}
+
+// All but the main loop's.
+template <class Params>
+Params moe_params(const MoeProblem& p, bool token_groups, const Fit& fit, const DeviceInfo& device) {
+  Params params{};
+  static_cast<Sm80MainloopParams&>(params.mainloop) = mainloop_params(p.gemm, token_groups, fit.stages);
+  params.epilogue = moe_epilogue(p, epilogue_params(p.gemm, token_groups));
+  params.rows = p.rows;
+  params.expert_bytes = p.gemm.desc.strip_bytes() * p.gemm.desc.num_strips();
+  params.num_ctas = device.num_sms * fit.ctas;
+  return params;
 }
 
 }  // namespace select_sm80

@@ -32,6 +32,9 @@ template <class Columns>
 bool is_for(const Instance<Columns>& instance, const WeightDesc& desc) {
   return instance.columns.format == desc.format && instance.columns.operand == desc.operand;
 }
+inline bool is_for(const Instance<GemmAnyColumns>& instance, const WeightDesc& desc) {
+  return instance.columns.operand == desc.operand;
+}
 
 inline const WeightDesc& weight_of(const GemmParams& problem) { return problem.desc; }
 
@@ -54,6 +57,20 @@ inline ScaleStorage storage_of(ScaleType type) {
 inline constexpr int kRowAlign = 16;  // bytes, of rows of x
 inline bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
 
+// Why a main loop of an operand does not take these tokens; nullptr if it does. token_groups: its tokens have a scale
+// per 128 columns, else at most one.
+inline const char* token_mismatch(Operand operand, bool token_groups, const GemmParams& p) {
+  if (p.x_dtype != own_dtype(operand)) return "takes x of the operand's own type";
+  if (p.x_scale.dtype != DType::fp32) return "takes fp32 scales of x";
+  if (p.x_scale.group != (token_groups ? kTileK : 0)) {
+    return token_groups ? "takes a scale per token and 128 columns" : "takes one scale per token or tensor";
+  }
+  if (!is_multiple(p.x_row_bytes, kRowAlign) || !is_multiple(reinterpret_cast<intptr_t>(p.x), kRowAlign)) {
+    return "needs rows of x that begin at multiples of 16 bytes";
+  }
+  return nullptr;
+}
+
 // Whether rows of `out` take 16-byte stores of 8 channels, with their bytes counted in 32 bits.
 inline bool stores_vectors(const GemmParams& p) {
   const int64_t channels = p.desc.gate_up ? p.desc.n / 2 : p.desc.n;
@@ -72,15 +89,7 @@ const char* mismatch(const Columns& c, const GemmParams& p) {
       (serves_coarser(storage, c.group) ? desc.group < c.group : desc.group != c.group)) {
     return "is for other groups";
   }
-  if (p.x_dtype != own_dtype(c.operand)) return "takes x of the operand's own type";
-  if (p.x_scale.dtype != DType::fp32) return "takes fp32 scales of x";
-  if (p.x_scale.group != (c.token_groups ? kTileK : 0)) {
-    return c.token_groups ? "takes a scale per token and 128 columns" : "takes one scale per token or tensor";
-  }
-  if (!is_multiple(p.x_row_bytes, kRowAlign) || !is_multiple(reinterpret_cast<intptr_t>(p.x), kRowAlign)) {
-    return "needs rows of x that begin at multiples of 16 bytes";
-  }
-  return nullptr;
+  return token_mismatch(c.operand, c.token_groups, p);
 }
 
 // Where a kernel finds records of so many halves: halves of records that have nothing but codes are records too.
@@ -153,13 +162,13 @@ Choice<Columns> choose(const Problem& p, const Extents& extents, const DeviceInf
   return nearest.row != nullptr ? nearest : cheapest;
 }
 
-template <class Columns>
-EpilogueParams epilogue_params(const Columns& c, const GemmParams& p) {
+// token_groups: whether the main loop takes the scales of tokens.
+inline EpilogueParams epilogue_params(const GemmParams& p, bool token_groups) {
   EpilogueParams e{};
   e.out = p.out;
   e.out_dtype = p.out_dtype;
   e.out_row_stride = p.out_row_stride;
-  e.x_scale = c.token_groups ? nullptr : static_cast<const float*>(p.x_scale.data);
+  e.x_scale = token_groups ? nullptr : static_cast<const float*>(p.x_scale.data);
   e.x_scale_stride = static_cast<int>(p.x_scale.row_stride);
   e.scale2 = p.scale2.data;
   e.scale2_stride = static_cast<int>(p.scale2.row_stride);

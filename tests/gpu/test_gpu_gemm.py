@@ -192,14 +192,15 @@ def test_an_instance_that_does_not_fit_says_why() -> None:
 def test_what_has_no_instance_is_refused_instance_by_instance() -> None:
     case = WeightCase("int6", n=64, k=128)
     packed = case.make().pack()[0].cuda()
-    x = torch.zeros(3, 128, dtype=torch.bfloat16, device="cuda")
-    with pytest.raises(RuntimeError, match=r"humming::gemm: no CUDA instance in this build.*int6 weights x bfloat16"):
-        ops.gemm(x, None, packed, None, None, case.desc)
+    x = torch.zeros(3, 128, dtype=torch.int8, device="cuda")
+    groups = torch.ones(3, 4, device="cuda")  # of 32 columns, in fp32: no kernel takes such scales
+    with pytest.raises(RuntimeError, match=r"humming::gemm: no CUDA instance in this build.*int6 weights x int8"):
+        ops.gemm(x, groups, packed, None, None, case.desc)
     with pytest.raises(RuntimeError, match="humming::gemm: x has shape"):
-        ops.gemm(x[:, :64].contiguous(), None, packed, None, None, case.desc)
+        ops.gemm(x[:, :64].contiguous(), groups, packed, None, None, case.desc)
     with pytest.raises(RuntimeError, match="humming::gemm: packed is on cpu"):
-        ops.gemm(x, None, packed.cpu(), None, None, case.desc)
-    assert ops.gemm(x[:0], None, packed, None, None, case.desc).shape == (0, 64)
+        ops.gemm(x, groups, packed.cpu(), None, None, case.desc)
+    assert ops.gemm(x[:0], groups[:0], packed, None, None, case.desc).shape == (0, 64)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)

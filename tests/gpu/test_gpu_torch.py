@@ -238,13 +238,14 @@ def test_blocks_that_are_not_aligned_are_refused() -> None:
 
 def test_mixtures_name_the_missing_instance() -> None:
     """A clear error, after the arguments were checked."""
-    x = torch.zeros(3, 128, dtype=torch.bfloat16, device="cuda")
+    x = torch.zeros(3, 128, dtype=torch.int8, device="cuda")
+    groups = torch.ones(3, 4, device="cuda")  # of 32 columns, in fp32: no kernel takes such scales
     experts = WeightCase("int6", n=64, k=128, experts=2)
     packed = experts.make().pack()[0].cuda()
     offsets = torch.tensor([0, 1, 3], dtype=torch.int32, device="cuda")
     rest = ("contiguous", None, None, None, offsets, None, None, 1)
     with pytest.raises(RuntimeError, match="humming::moe_gemm: no CUDA instance in this build"):
-        ops.moe_gemm(x, None, packed, None, None, experts.desc, *rest)
+        ops.moe_gemm(x, groups, packed, None, None, experts.desc, *rest)
 
 
 def test_packed_weights_move_between_devices(tmp_path) -> None:

@@ -110,6 +110,14 @@ def test_records_equal_the_oracles_and_decode_back(host: ModuleType, name: str, 
         np.testing.assert_array_equal(decoded.T, codes)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_kernel_for_any_format_finds_every_code(host: ModuleType, name: str) -> None:
+    codes = np.random.default_rng(1).integers(0, 2 ** FORMATS[name].bits, (64, 128)).astype(np.uint8)
+    record = _encode(host, codes, FORMATS[name].id, "bf16")
+    desc = WeightCase(name, "bf16", n=64, k=128).desc
+    np.testing.assert_array_equal(host.decode_record_of_any(record, desc, 2).T, codes)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_scale_order_equals_the_oracles(host: ModuleType, groups: int) -> None:
     entries = np.arange(64 * groups, dtype=np.uint16).reshape(64, groups, 1).view(np.uint8)

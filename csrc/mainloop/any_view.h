@@ -1,0 +1,72 @@
+// Records of any format, as one kernel reads them that is compiled for none: everything that others know at compile
+// time is a number here. Operands of 16 bits (Order::k16). No CUDA needed: the host fills and tests it.
+#pragma once
+
+#include <cstdint>
+
+#include "layout/record.h"
+#include "layout/word_codec.h"
+#include "mainloop/record_view.h"
+
+namespace humming {
+
+struct AnyView : RecordView {
+  static constexpr int kMaxBits = 8;
+  // A field of a code (word_codec.h): its word, lowest bit there and width.
+  struct Place {
+    uint8_t word, bit, width;
+  };
+  struct Code {
+    uint8_t count;  // of fields, the most significant first
+    Place field[kMaxBits];
+  };
+
+  FormatTraits format;
+  ScaleType scale_type;  // none: without group scales
+  ZeroKind zero;
+  Code codes[kCodesPerLane];      // value v of register n: 2 * n + v
+  int16_t word_offset[kMaxBits];  // of a lane's words in a record, in words: offset + lane * stride of the lane
+  int16_t word_stride[kMaxBits];  // 32 * warp + lane, half by half
+  int16_t half_words;
+
+  // A code of the patch of lane `lane` of warp `warp`. record: its words.
+  HUMMING_HD uint32_t code_at(const uint32_t* record, int half, int warp, int lane, int index) const {
+    const Code& code = codes[index];
+    uint32_t bits = 0;
+    for (int i = 0; i < code.count; ++i) {
+      const Place place = code.field[i];
+      const uint32_t word =
+          record[half * half_words + word_offset[place.word] + (kLanes * warp + lane) * word_stride[place.word]];
+      bits = bits << place.width | (word >> place.bit & ((1u << place.width) - 1));
+    }
+    return bits;
+  }
+};
+
+inline AnyView any_view(const WeightDesc& desc, const RecordView& view) {
+  constexpr Order kOrder = Order::k16;
+  AnyView any{};
+  static_cast<RecordView&>(any) = view;
+  any.format = desc.format_traits();
+  any.scale_type = desc.group > 0 ? desc.scale_type : ScaleType::none;
+  any.zero = desc.zero;
+  const int bits = any.format.bits;
+  for (int index = 0; index < kCodesPerLane; ++index) {
+    const CodeFields fields = code_fields(codec_of(any.format), kOrder, bits, index / 2, index % 2);
+    any.codes[index].count = static_cast<uint8_t>(fields.count);
+    for (int i = 0; i < fields.count; ++i) {
+      const Field& field = fields.field[i];
+      any.codes[index].field[i] = {static_cast<uint8_t>(field.word), static_cast<uint8_t>(field.bit),
+                                   static_cast<uint8_t>(field.width)};
+    }
+  }
+  for (int word = 0; word < bits; ++word) {
+    const int first = word_index(bits, 0, 0, 0, word);
+    any.word_offset[word] = static_cast<int16_t>(first);
+    any.word_stride[word] = static_cast<int16_t>(word_index(bits, 0, 0, 1, word) - first);
+  }
+  any.half_words = static_cast<int16_t>(4 * kLanes * bits);
+  return any;
+}
+
+}  // namespace humming

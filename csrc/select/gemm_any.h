@@ -1,0 +1,26 @@
+// Selection of the product of weights of any format, as moe_gemm_sm80.h: the last resort, of dense products too.
+#pragma once
+
+#include "instances/instances.h"
+#include "select/device_info.h"
+#include "select/moe_problem.h"
+
+namespace humming {
+
+using GemmAnyInstance = Instance<GemmAnyColumns>;
+
+// A dense product as one of a single expert.
+MoeProblem of_one_expert(const GemmParams& problem);
+
+// Why an instance cannot run a problem; nullptr if it can.
+const char* cannot_run(const GemmAnyInstance& instance, const MoeProblem& problem, const DeviceInfo& device);
+
+// Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
+double estimate_gemm_any(const GemmAnyInstance& instance, const MoeProblem& problem, const DeviceInfo& device);
+
+// The instance of the lowest estimate; nullptr if none can run it.
+const GemmAnyInstance* choose_gemm_any(const MoeProblem& problem, const DeviceInfo& device);
+
+GemmAnyParams params_gemm_any(const GemmAnyInstance& instance, const MoeProblem& problem, const DeviceInfo& device);
+
+}  // namespace humming
