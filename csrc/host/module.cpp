@@ -179,7 +179,7 @@ Bytes decode(const Bytes& record, int64_t id, int operand, int halves) {
   return codes;
 }
 
-// As decode(), for an operand of 16 bits, by the lanes of the kernel for weights of any format.
+// As decode(), by the lanes of the kernel for weights of any format.
 Bytes decode_any(const Bytes& record, const std::vector<int64_t>& desc, int halves) {
   const AnyView view = any_view(desc_of(desc), RecordView{});
   expect_size(record, record_code_bytes(view.format, halves));
@@ -189,7 +189,7 @@ Bytes decode_any(const Bytes& record, const std::vector<int64_t>& desc, int halv
   for (int patch = 0; patch < 4 * halves; ++patch) {
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int index = 0; index < kCodesPerLane; ++index) {
-        const PatchCoord at = patch_coord(Order::k16, lane, index / 2, index % 2);
+        const PatchCoord at = view.coord_of(lane, index);
         const int half = patch / 4, warp = patch % 4;
         const uint32_t code = view.code_at(words.data(), half, warp, lane, index);
         codes.mutable_at(kHalfK * half + at.k, 16 * warp + at.row) = static_cast<uint8_t>(code);

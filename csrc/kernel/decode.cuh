@@ -9,6 +9,7 @@
 
 #include "kernel/record_tile.cuh"
 #include "layout/number.h"
+#include "mainloop/any_view.h"
 
 namespace humming {
 
@@ -29,22 +30,18 @@ __device__ inline float dequantise(const WeightDesc& desc, const FormatTraits& f
 
 template <class Config>
 __global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
-    decode_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ RecordGrid grid) {
+    decode_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ RecordGrid grid,
+                  const __grid_constant__ AnyView view) {
   __shared__ TileCodes codes;
 
   for_each_record(grid, [&](const RecordPlace& place, const RecordGeometry& geometry, int64_t offset) {
     const uint8_t* record = p.packed + offset;
     const RecordLane owner(threadIdx.x);
-    if (owner.half < geometry.halves) {
-      uint32_t words[Config::kBits];
-#pragma unroll
-      for (int word = 0; word < Config::kBits; ++word) {
-        words[word] = reinterpret_cast<const uint32_t*>(record)[owner.word_index(Config::kBits, word)];
-      }
-      for_each_code<Config>(owner, [&](int row, int column, const CodeFields& fields) {
-        const uint32_t code = stored_code(grid.format, Config::kOrder, get_code(fields, words));
-        codes[row][column] = static_cast<uint8_t>(code);
-      });
+    for (int index = 0; index < kCodesPerLane && owner.half < geometry.halves; ++index) {
+      const uint32_t* words = reinterpret_cast<const uint32_t*>(record);
+      const PatchCoord at = view.coord_of(owner.lane, index);
+      codes[16 * owner.warp + at.row][owner.half * kHalfK + at.k] =
+          static_cast<uint8_t>(view.code_at(words, owner.half, owner.warp, owner.lane, index));
     }
     __syncthreads();
 
@@ -75,7 +72,7 @@ template <class Config>
 void launch_decode(const DecodeParams& p, cudaStream_t stream) {
   const RecordGrid grid(p.desc);
   HUMMING_CHECK(is_aligned(p.packed, kVectorBytes), "humming::decode_packed: packed must be 16-byte aligned");
-  decode_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid);
+  decode_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid, any_view(p.desc, RecordView{}));
 }
 
 }  // namespace humming

@@ -10,8 +10,9 @@ namespace gemm_any {
 
 template <class Config>
 struct Any : Config {
-  static constexpr bool kExperts = true, kAny = true, kTokenGroups = false;
-  static constexpr ScaleMode kScaleMode = ScaleMode::operand;
+  static constexpr bool kExperts = true, kAny = true;
+  static constexpr ScaleMode kScaleMode =
+      order_of(Config::kOperand) == Order::k16 ? ScaleMode::operand : ScaleMode::accumulator;
 };
 template <class Config>
 using GemmOf = Sm80Gemm<Any<Config>>;

@@ -1,6 +1,6 @@
 // Sorts (token, slot) pairs by expert: a stable counting sort in one launch, the same bits in every run.
 //
-//   grid    one block per local expert, kThreads threads
+//   grid    one block per local expert, of as many threads as the pairs keep busy
 //   shared  counts[num_experts]: pairs per expert, which every block counts for itself if descriptors are wanted
 //   warp w  owns the pairs [w * span, (w + 1) * span), in both passes, so that warps place their pairs without meeting
 //
@@ -18,10 +18,10 @@ namespace humming {
 
 namespace moe_align {
 
-inline constexpr int kThreads = 1024;
-inline constexpr int kWarps = kThreads / kWarpSize;
+inline constexpr int kMinThreads = 128, kMaxThreads = 1024;
+inline constexpr int kWarps = kMaxThreads / kWarpSize;
 inline constexpr int kAtOnce = 4;
-static_assert(kWarps == kWarpSize, "one warp reduces the partial sums of all warps; keep 32 warps");
+static_assert(kWarps <= kWarpSize, "one warp reduces the partial sums of all warps");
 inline constexpr int64_t kMaxExperts = 8192;  // 32 KiB of counts; a block has 48 KiB without opting in
 
 // Local expert of pair `pair`, or -1: no expert, not ours, or out of range.
@@ -40,11 +40,11 @@ __device__ inline int num_blocks_of(int rows, int block) {
 
 // Sum over the block, returned to every thread. `partial` may be used again after it.
 __device__ inline int block_sum(int value, int (&partial)[kWarps]) {
-  const int lane = threadIdx.x % kWarpSize;
+  const int lane = threadIdx.x % kWarpSize, warps = blockDim.x / kWarpSize;
   value = __reduce_add_sync(kFullWarp, value);
   if (lane == 0) partial[threadIdx.x / kWarpSize] = value;
   __syncthreads();
-  const int sum = __reduce_add_sync(kFullWarp, partial[lane]);
+  const int sum = __reduce_add_sync(kFullWarp, lane < warps ? partial[lane] : 0);
   __syncthreads();
   return sum;
 }
@@ -52,7 +52,8 @@ __device__ inline int block_sum(int value, int (&partial)[kWarps]) {
 }  // namespace moe_align
 
 template <class Config>
-__global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const __grid_constant__ MoeAlignParams p) {
+__global__ void __launch_bounds__(moe_align::kMaxThreads, 1)
+    moe_align_kernel(const __grid_constant__ MoeAlignParams p) {
   using namespace moe_align;
   extern __shared__ int counts[];  // (num_experts)
   __shared__ int partial[kWarps];
@@ -61,17 +62,18 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
   const int num_experts = static_cast<int>(p.num_experts);
   const int block =
       static_cast<int>(at_most(p.block, p.num_pairs > 0 ? p.num_pairs : 1));  // a longer block never fills
+  const int threads = blockDim.x;
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
   const bool wants_blocks = p.blocks != nullptr;
 
   begin_dependent<Config>();
-  for (int i = threadIdx.x; i < num_experts && wants_blocks; i += kThreads) counts[i] = 0;
+  for (int i = threadIdx.x; i < num_experts && wants_blocks; i += threads) counts[i] = 0;
   __syncthreads();
 
   // Both passes go through parts of kAtOnce * 32 pairs, whose experts are asked for at once. The bounds are the same
   // for a whole warp: its lanes vote together.
-  const int64_t span = ceil_div(p.num_pairs, kThreads) * kWarpSize;
+  const int64_t span = ceil_div(p.num_pairs, threads) * kWarpSize;
   const int64_t begin = warp * span;
   const int64_t end = at_most(begin + span, p.num_pairs);
   constexpr int kPart = kAtOnce * kWarpSize;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
   __syncthreads();
 
   int blocks_before = 0;
-  for (int i = threadIdx.x; i < expert && wants_blocks; i += kThreads) blocks_before += num_blocks_of(counts[i], block);
+  for (int i = threadIdx.x; i < expert && wants_blocks; i += threads) blocks_before += num_blocks_of(counts[i], block);
   const int first_row = block_sum(lane == 0 ? warp_before : 0, partial);
   const int first_block = block_sum(blocks_before, partial);
   const int rows = block_sum(lane == 0 ? warp_pairs : 0, partial);
@@ -134,14 +136,14 @@ __global__ void __launch_bounds__(moe_align::kThreads, 1) moe_align_kernel(const
 
   if (threadIdx.x == 0) p.offsets[expert] = first_row;
   int4* blocks = reinterpret_cast<int4*>(p.blocks);
-  for (int i = threadIdx.x; i < num_blocks && wants_blocks; i += kThreads) {
+  for (int i = threadIdx.x; i < num_blocks && wants_blocks; i += threads) {
     const int done = i * block;
     blocks[first_block + i] = make_int4(expert, first_row + done, rows - done < block ? rows - done : block, 0);
   }
 
   if (expert == num_experts - 1) {
-    for (int64_t i = first_row + rows + threadIdx.x; i < p.num_pairs; i += kThreads) p.sorted_pairs[i] = -1;
-    for (int64_t i = first_block + num_blocks + threadIdx.x; i < p.max_blocks; i += kThreads) {
+    for (int64_t i = first_row + rows + threadIdx.x; i < p.num_pairs; i += threads) p.sorted_pairs[i] = -1;
+    for (int64_t i = first_block + num_blocks + threadIdx.x; i < p.max_blocks; i += threads) {
       blocks[i] = make_int4(-1, 0, 0, 0);
     }
     if (threadIdx.x == 0) {
@@ -156,7 +158,11 @@ void launch_moe_align(const MoeAlignParams& p, cudaStream_t stream) {
   HUMMING_CHECK(p.num_experts <= moe_align::kMaxExperts, "humming::moe_align: num_experts = ", p.num_experts,
                 " is more than the ", moe_align::kMaxExperts, " a GPU call takes; move topk_ids to the CPU");
   HUMMING_CHECK(is_aligned(p.blocks, sizeof(int4)), "humming::moe_align: blocks must be 16-byte aligned");
-  launch_dependent<Config>(moe_align_kernel<Config>, static_cast<unsigned>(p.num_experts), moe_align::kThreads,
+  using namespace moe_align;
+  const int64_t warps = ceil_div(p.num_pairs, kAtOnce * kWarpSize);
+  const int64_t threads = at_most(warps * kWarpSize, kMaxThreads);
+  launch_dependent<Config>(moe_align_kernel<Config>, static_cast<unsigned>(p.num_experts),
+                           static_cast<unsigned>(threads > kMinThreads ? threads : kMinThreads),
                            p.num_experts * sizeof(int), stream, p);
 }
 

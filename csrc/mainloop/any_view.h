@@ -1,5 +1,5 @@
-// Records of any format, as one kernel reads them that is compiled for none: everything that others know at compile
-// time is a number here. Operands of 16 bits (Order::k16). No CUDA needed: the host fills and tests it.
+// Records of any format, as a kernel reads them that is compiled for none: what others know at compile time is a number
+// here. No CUDA needed: the host fills and tests it.
 #pragma once
 
 #include <cstdint>
@@ -22,14 +22,15 @@ struct AnyView : RecordView {
   };
 
   FormatTraits format;
+  Order order;
   ScaleType scale_type;  // none: without group scales
   ZeroKind zero;
-  Code codes[kCodesPerLane];      // value v of register n: 2 * n + v
+  Code codes[kCodesPerLane];      // of a lane: of value v of register n, values of a register * n + v
   int16_t word_offset[kMaxBits];  // of a lane's words in a record, in words: offset + lane * stride of the lane
   int16_t word_stride[kMaxBits];  // 32 * warp + lane, half by half
   int16_t half_words;
 
-  // A code of the patch of lane `lane` of warp `warp`. record: its words.
+  // Code `index` of lane `lane` of warp `warp`, as the format defines it. record: its words.
   HUMMING_HD uint32_t code_at(const uint32_t* record, int half, int warp, int lane, int index) const {
     const Code& code = codes[index];
     uint32_t bits = 0;
@@ -39,20 +40,26 @@ struct AnyView : RecordView {
           record[half * half_words + word_offset[place.word] + (kLanes * warp + lane) * word_stride[place.word]];
       bits = bits << place.width | (word >> place.bit & ((1u << place.width) - 1));
     }
-    return bits;
+    return stored_code(format, order, bits);
+  }
+
+  // Where it stands in its patch.
+  HUMMING_HD PatchCoord coord_of(int lane, int index) const {
+    const int values = values_per_register(order);
+    return patch_coord(order, lane, index / values, index % values);
   }
 };
 
 inline AnyView any_view(const WeightDesc& desc, const RecordView& view) {
-  constexpr Order kOrder = Order::k16;
   AnyView any{};
   static_cast<RecordView&>(any) = view;
   any.format = desc.format_traits();
+  any.order = desc.order();
   any.scale_type = desc.group > 0 ? desc.scale_type : ScaleType::none;
   any.zero = desc.zero;
-  const int bits = any.format.bits;
+  const int bits = any.format.bits, values = values_per_register(any.order);
   for (int index = 0; index < kCodesPerLane; ++index) {
-    const CodeFields fields = code_fields(codec_of(any.format), kOrder, bits, index / 2, index % 2);
+    const CodeFields fields = code_fields(codec_of(any.format), any.order, bits, index / values, index % values);
     any.codes[index].count = static_cast<uint8_t>(fields.count);
     for (int i = 0; i < fields.count; ++i) {
       const Field& field = fields.field[i];

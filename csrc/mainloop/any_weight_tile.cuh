@@ -11,12 +11,15 @@ namespace humming {
 template <class Config>
 struct AnyWeightTile {
   static constexpr Operand kOperand = Config::kOperand;
-  static constexpr Order kOrder = Order::k16;
-  static constexpr int kStepK = 8 * values_per_register(kOrder);
+  static constexpr Order kOrder = order_of(kOperand);
+  static constexpr int kValues = values_per_register(kOrder);
+  static constexpr int kStepK = 8 * kValues;
   static constexpr int kSteps = kHalfK / kStepK;
-  static constexpr int kGroup = 16;  // the finest
+  // Columns that share a scale, at the least: of 16-bit operands 16, of others those that join the sums a record, while
+  // e8m0 scales of floats are part of the operand's values, as packing has made room for.
+  static constexpr bool kWide = kOrder == Order::k16;
+  static constexpr int kGroup = kWide ? 16 : kTileK;
   static constexpr int kExponent = 0;
-  static_assert(order_of(kOperand) == kOrder);
 
   using Row = GroupNumbers;
 
@@ -31,17 +34,19 @@ struct AnyWeightTile {
     lane = of_lane;
   }
 
-  __device__ __forceinline__ Row row(const AnyView& p, int row_half, int column) const {
-    const int at = (8 * warp + lane / 4) * 2 + row_half;
-    const int group = column * p.groups / kTileK, zero_group = column * p.zero_groups / kTileK;
-    return group_numbers(p.scale_type, p.zero, record + p.scale_offset, at * p.groups + group, record + p.zero_offset,
-                         at * p.zero_groups + zero_group);
+  __device__ __forceinline__ static bool scales_sums(const AnyView& p) {
+    return !kWide && p.scale_type != ScaleType::e8m0;
+  }
+
+  // What the sums of a record are multiplied by.
+  __device__ __forceinline__ float scale(const AnyView& p, int row_half, int group) const {
+    if (!scales_sums(p)) return 1.0f;
+    return stored_scale(p.scale_type, record + p.scale_offset, place(row_half) * p.groups + group);
   }
 
   // Reads what the rows of a new group of columns have, if one may begin at kColumn of the record.
   template <int kColumn>
   __device__ __forceinline__ void begin_group(const AnyView& p, Row (&rows)[2]) const {
-    static_assert(kColumn % kGroup == 0);
     if (kColumn > 0 && kColumn * p.groups % kTileK != 0) return;
     rows[0] = row(p, 0, kColumn);
     rows[1] = row(p, 1, kColumn);
@@ -52,16 +57,41 @@ struct AnyWeightTile {
   __device__ __forceinline__ void fragment(const Row (&rows)[2], uint32_t (&out)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int index = 2 * (4 * kStep + i);
-      const float low = rows[i % 2](number(kHalf, index)), high = rows[i % 2](number(kHalf, index + 1));
-      out[i] = kOperand == Operand::bf16 ? bf16x2_from_floats(low, high) : f16x2_from_floats(low, high);
+      float value[kValues];
+#pragma unroll
+      for (int v = 0; v < kValues; ++v) {
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(record);
+        const uint32_t code = view->code_at(words, kHalf, warp, lane, kValues * (4 * kStep + i) + v);
+        value[v] = rows[i % 2](code_value(view->format, code));
+      }
+      out[i] = to_register(value);
     }
   }
 
  private:
-  __device__ __forceinline__ float number(int half, int index) const {
-    return code_value(view->format, view->code_at(reinterpret_cast<const uint32_t*>(record), half, warp, lane, index));
+  __device__ __forceinline__ int place(int row_half) const { return (8 * warp + lane / 4) * 2 + row_half; }
+
+  __device__ __forceinline__ Row row(const AnyView& p, int row_half, int column) const {
+    const int at = place(row_half);
+    return group_numbers(scales_sums(p) ? ScaleType::none : p.scale_type, p.zero, record + p.scale_offset,
+                         at * p.groups + column * p.groups / kTileK, record + p.zero_offset,
+                         at * p.zero_groups + column * p.zero_groups / kTileK);
   }
+
+  __device__ __forceinline__ static uint32_t to_register(const float (&value)[kValues]) {
+    if constexpr (kOperand == Operand::bf16) return bf16x2_from_floats(value[0], value[1]);
+    if constexpr (kOperand == Operand::fp16) return f16x2_from_floats(value[0], value[1]);
+    uint32_t bytes = 0;
+    if constexpr (kOrder == Order::k32) {
+#pragma unroll
+      for (int v = 0; v < kValues; ++v) {
+        const uint32_t byte = kOperand == Operand::e4m3 ? float_to_e4m3(value[v]) : static_cast<int>(value[v]) & 0xFF;
+        bytes |= byte << (8 * v);
+      }
+    }
+    return bytes;
+  }
+  static_assert(kOrder != Order::k64, "s4 has no kernel for any format");
 };
 
 }  // namespace humming

@@ -211,8 +211,8 @@ struct Sm80Gemm {
       for (int patch = 0; patch < kPatches; ++patch) {
         float scale[2] = {1, 1};
         if constexpr (kAccumulatorScale) {
-          scale[0] = weights[patch].scale(p.view, 0, 0);
-          scale[1] = weights[patch].scale(p.view, 1, 0);
+          scale[0] = weights[patch].scale(view_of(p), 0, 0);
+          scale[1] = weights[patch].scale(view_of(p), 1, 0);
         }
 #pragma unroll
         for (int i = 0; i < kSums; ++i) {

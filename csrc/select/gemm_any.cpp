@@ -25,7 +25,7 @@ const char* cannot_run(const GemmAnyInstance& instance, const MoeProblem& p, con
   if (!runs_on(instance.entry.arch, device.capability)) return "is compiled for another GPU";
   if (desc.operand != operand) return "is for another format or operand";
   if (operand == Operand::fp16 && desc.rebased()) return "has no room for e8m0 scales beside fp16 values";
-  if (const char* reason = token_mismatch(operand, false, p.gemm)) return reason;
+  if (const char* reason = token_mismatch(operand, instance.columns.token_groups, p.gemm)) return reason;
   if (const char* reason = too_large(p)) return reason;
   if (moe_fit(instance.columns, p, device).stages == 0) return "does not fit into shared memory";
   if (has_nearer_code(instance, device)) return "has code for a nearer GPU";
@@ -59,7 +59,8 @@ const GemmAnyInstance* choose_gemm_any(const MoeProblem& p, const DeviceInfo& de
 }
 
 GemmAnyParams params_gemm_any(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  auto params = moe_params<GemmAnyParams>(p, false, moe_fit(instance.columns, p, device), device);
+  const GemmAnyColumns& c = instance.columns;
+  auto params = moe_params<GemmAnyParams>(p, c.token_groups, moe_fit(c, p, device), device);
   params.mainloop.any = any_view(p.gemm.desc, params.mainloop.view);
   return params;
 }

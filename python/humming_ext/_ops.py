@@ -53,8 +53,8 @@ def _workspace(out: Tensor, num_bytes: int = 0) -> Tensor:
 
 
 def _row_copy_bytes(x: Tensor, desc: list[int]) -> int:
-    """Workspace of gemm on a GPU: for rows of x that do not begin at multiples of 16 bytes, and for those of another type
-    than the operand's, in that."""
+    """Workspace of gemm on a GPU: for rows of x that do not begin at multiples of 16 bytes, and for those of a narrower
+    type than the operand's."""
     if not x.is_cuda:
         return 0
     widened = _ops.widened_bytes(desc, x.dtype, x.shape[0])

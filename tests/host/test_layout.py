@@ -113,9 +113,11 @@ def test_records_equal_the_oracles_and_decode_back(host: ModuleType, name: str, 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_kernel_for_any_format_finds_every_code(host: ModuleType, name: str) -> None:
     codes = np.random.default_rng(1).integers(0, 2 ** FORMATS[name].bits, (64, 128)).astype(np.uint8)
-    record = _encode(host, codes, FORMATS[name].id, "bf16")
-    desc = WeightCase(name, "bf16", n=64, k=128).desc
-    np.testing.assert_array_equal(host.decode_record_of_any(record, desc, 2).T, codes)
+    operands = next(row["operands"] for row in host.formats() if row["name"] == name)
+    for operand in (name for name, number in OPERANDS.items() if number in operands):
+        record = _encode(host, codes, FORMATS[name].id, operand)
+        desc = WeightCase(name, operand, n=64, k=128).desc
+        np.testing.assert_array_equal(host.decode_record_of_any(record, desc, 2).T, codes, err_msg=operand)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -255,8 +256,8 @@ def test_a_mixture_is_explained(host: ModuleType) -> None:
     case = WeightCase("e2m1", "bf16", "e8m0", 32, n=4096, k=65536, experts=256)  # far from tuned rows
     text = host.explain_moe(case.desc, 96)
     assert "chosen by the lowest estimate, for 96 rows" in text and "\n  > " in text
-    int6 = WeightCase("int6", "s8", n=64, k=128, experts=8).desc
-    assert host.choose_moe(int6, 96) is None and "is for another format or operand" in host.explain_moe(int6, 96)
+    int4 = WeightCase("int4", "s4", n=64, k=128, experts=8).desc  # an operand that Hopper does not have
+    assert host.choose_moe(int4, 96) is None and "is for another format or operand" in host.explain_moe(int4, 96)
     many = WeightCase("e2m1", "bf16", "e8m0", 32, n=64, k=128, experts=5000)
     assert "takes at most 4096 experts:\n" in host.explain_moe(many.desc, 96)
 
@@ -264,10 +265,21 @@ def test_a_mixture_is_explained(host: ModuleType) -> None:
 # ---- weights of any format ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operand", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        WeightCase("uint7", "bf16", "fp32", 16, "floating", n=200, k=144),
+        WeightCase("uint7", "fp16", "fp32", 16, "floating", n=200, k=144),
+        WeightCase("uint5", "s8", "fp16", 128, "integer", n=200, k=144),
+        WeightCase("e3m3", "e4m3", "bf16", 128, n=200, k=144),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("experts", [0, 8])
-def test_what_has_no_kernel_of_its_own_is_multiplied_all_the_same(host: ModuleType, operand: str, experts: int) -> None:
-    case = WeightCase("uint7", operand, "fp32", 16, "floating", n=200, k=144, experts=experts)
+def test_what_has_no_kernel_of_its_own_is_multiplied_all_the_same(
+    host: ModuleType, case: WeightCase, experts: int
+) -> None:
+    case = replace(case, experts=experts)
     names = [host.choose_moe(case.desc, rows)[0] if experts else host.choose(case.desc, rows)[0] for rows in (1, 4000)]
-    assert all(name.startswith(f"gemm_any_{operand}_") for name in names)
+    assert all(name.startswith(f"gemm_any_{case.operand}_") for name in names)
     assert ["_tokens16_" in name for name in names] == [True, False]

@@ -7,21 +7,16 @@
 namespace humming {
 namespace {
 
-// The instances of both families are told apart by where the bits of a code lie.
-template <class Columns>
-void launch_layout(const char* op, const Tensor& tensor, const typename Columns::Params& params) {
+// The instances are told apart by where the bits of a code lie.
+void prepack_cuda(const Tensor& codes, const RepackParams& params) {
   const FormatTraits& format = params.desc.format_traits();
-  launch<Columns>(op, tensor, params, [&](const Columns& columns) {
+  launch<RepackColumns>("humming::prepack", codes, params, [&](const RepackColumns& columns) {
     return columns.codec == codec_of(format) && columns.order == params.desc.order() && columns.bits == format.bits;
   });
 }
 
-void prepack_cuda(const Tensor& codes, const RepackParams& params) {
-  launch_layout<RepackColumns>("humming::prepack", codes, params);
-}
-
 void decode_packed_cuda(const Tensor& packed, const DecodeParams& params) {
-  launch_layout<DecodeColumns>("humming::decode_packed", packed, params);
+  launch<DecodeColumns>("humming::decode_packed", packed, params);
 }
 
 }  // namespace
