@@ -273,7 +273,7 @@ def retune_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
             case_loaded, matrix = case, run.load(case, tokens)
         problem = matrix.problem(count)
         rows = retune.read(path)
-        runnable = [plan.name for plan in problem.plans() if plan.rejection is None]
+        runnable = [plan.name for plan in retune.candidates(problem)]
         place = case.n, case.k, case.experts, problem.rows
         shape = [row for row in rows if row.place == place]
         if not run.options.force and any(row.instance in runnable and row.commit == now for row in shape):

@@ -58,6 +58,11 @@ def write(path: Path, rows: Iterable[Tuned]) -> None:
         table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (*row.place, row.instance)))
 
 
+def candidates(problem: GemmProblem | MoeProblem) -> list:
+    """The plans of the instances to choose from: those that can run it and are for its format, as tables hold them."""
+    return [plan for plan in problem.plans() if plan.rejection is None and not plan.name.startswith("gemm_any_")]
+
+
 def replaces(new: Tuned, old: Tuned, runnable: Iterable[str]) -> bool:
     """Whether a new row answers the old one's question: its shape, and an instance that was among the candidates."""
     return new.place == old.place and old.instance in set(runnable)
@@ -68,7 +73,7 @@ def retune(problem: GemmProblem | MoeProblem, estimate_us: float, commit: str, r
 
     Raises UnavailableError if this build does not list its instances, WrongResultError if none gives the right result.
     """
-    plans = [plan for plan in problem.plans() if plan.rejection is None]
+    plans = candidates(problem)
     device = problem.matrix.device
     timers: dict[str, Timer] = {}
     for plan in plans:

@@ -12,7 +12,7 @@ struct Sm90MainloopParams : PackedRecords {
   int64_t token_scale_stride;  // of a token
   int64_t k;                   // columns of x
   int tokens;
-  bool gathers_tokens;    // with experts: threads copy rows of x from anywhere, instead of the copy engine
+  bool gathers_tokens;    // with experts: rows of x lie anywhere (Sm90Stage::kCopiesRows)
   int token_rows;         // of a token tile in shared memory
   int stages;             // of the ring
   int early_stages;       // of weights, asked for before the grid ahead has ended; at most `stages`

@@ -14,7 +14,7 @@ from support import Recorder
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench, references, results, timing  # noqa: E402
+from benchmarks import bench, references, results, retune, timing  # noqa: E402
 from benchmarks.cases import MODEL_TOKENS, PARTS, SKEWED_TOKENS, MoeCase  # noqa: E402
 from benchmarks.moe import MoeMatrix, MoeProblem, draw  # noqa: E402
 from benchmarks.problem import WrongResultError  # noqa: E402
@@ -297,7 +297,8 @@ def test_plans_are_for_the_rows_of_all_experts() -> None:
     case = SMOKE[0]
     problem = MoeMatrix(case, torch.device("cpu"), case.tokens).problem(case.tokens[-1])
     assert problem.rows == case.tokens[-1] * case.top_k
-    assert problem.plans() and all(plan.name.startswith("moe_gemm_sm90") for plan in problem.plans())
+    assert problem.plans() and all("gemm_" in plan.name for plan in problem.plans())
+    assert not any(plan.name.startswith("gemm_any_") for plan in retune.candidates(problem))
     assert problem.instance() is None
     call = problem.instance_calls("moe_gemm_sm90_x")[0]
     with pytest.raises(RuntimeError, match=r'humming::moe_gemm: instance = "moe_gemm_sm90_x" .* x is on the CPU'):

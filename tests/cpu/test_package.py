@@ -87,7 +87,10 @@ def test_plans_of_gpus_name_the_instance_or_say_that_there_is_none() -> None:
     wanted = "CUDA instance gemm_sm90_bf16_int4" if hopper else "no instance"
     assert wanted in he.explain(desc, torch.bfloat16, cuda=True)
     mixture = he.QuantSpec(he.WeightFormat.int4).desc(128, 128, 4)
-    assert "no instance" in he.explain(mixture, torch.bfloat16, cuda=True)
+    wanted = "CUDA instance gemm_any_bf16_" if hopper else "no instance"
+    assert wanted in he.explain(mixture, torch.bfloat16, cuda=True)
+    s4 = he.QuantSpec(he.WeightFormat.int4, operand=he.Operand.s4).desc(128, 128, 4)  # no GPU has mixtures in s4
+    assert "no instance" in he.explain(s4, torch.uint8, cuda=True)
     with pytest.raises(RuntimeError, match="x has dtype float32"):
         he.explain(desc, torch.float32)
     with pytest.raises(RuntimeError, match="tokens = 0"):
