@@ -263,8 +263,9 @@ def retune_part(run: Run, part: str, ceilings: Ceilings) -> tuple[int, int]:
     """Times every instance for the cases of a part and writes the table of this GPU. Returns as `run_part` does."""
     path = TUNED / f"{gpu_slug(run.stamp['gpu'])}.csv"
     now, wrong = run.stamp["commit"] or "unknown", 0
-    plain = [(case, tokens) for case, tokens in run.cases(part) if case == replace(case.plain, tokens=case.tokens)]
-    work = [(case, tokens, count) for case, tokens in plain for count in tokens]
+    products = [product for case, tokens in run.cases(part) for product in case.products(tokens)]
+    plain = [product for product in products if product == replace(product.plain, tokens=product.tokens)]
+    work = [(case, case.tokens, count) for case in plain for count in case.tokens]
     case_loaded, matrix = None, None
     for index, (case, tokens, count) in enumerate(work):
         if run.is_over:

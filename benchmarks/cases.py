@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +56,10 @@ class Case:
     def plain(self) -> Case:
         """Of the cases with these weights, which differ in how tokens come to them, the one that instances are for."""
         return self
+
+    def products(self, tokens: Sequence[int]) -> list[Case]:
+        """With these token counts, what kernel instances are chosen for: itself, or the products that it consists of."""
+        return [replace(self, tokens=tuple(tokens))]
 
     def key(self, tokens: int) -> dict[str, object]:
         """The fields of a row that say what was measured."""
@@ -118,10 +123,23 @@ class LayerCase(MoeCase):
     @property
     def down(self) -> MoeCase:
         """The second matrix."""
-        shape = {"n": self.k, "k": self.n // 2, "layout": "contiguous"}
-        same = ("model", "scheme", "activation", "tokens", "has_bias", "experts", "top_k", "routing")
-        return MoeCase(matrix="down", **shape, **{name: getattr(self, name) for name in same})
+        return self._product("down", self.k, self.n // 2, "contiguous", self.tokens)
 
+    def products(self, tokens: Sequence[int]) -> list[Case]:
+        sorts = [self.activation != "bf16" and count * self.top_k >= _SORTED_PAIRS for count in tokens]
+        parts = [self._product("down", self.k, self.n // 2, "contiguous", tuple(tokens))]
+        for layout, sorted_ in (("indexed", False), ("contiguous", True)):
+            counts = tuple(count for count, sorts_x in zip(tokens, sorts, strict=True) if sorts_x == sorted_)
+            parts += [self._product("gate_up", self.n, self.k, layout, counts)] if counts else []
+        return parts
+
+    def _product(self, matrix: str, n: int, k: int, layout: str, tokens: tuple[int, ...]) -> MoeCase:
+        same = ("model", "scheme", "activation", "has_bias", "experts", "top_k", "routing")
+        fields = {name: getattr(self, name) for name in same}
+        return MoeCase(matrix=matrix, n=n, k=k, layout=layout, tokens=tokens, **fields)
+
+
+_SORTED_PAIRS = 8192  # from so many on a layer writes quantised tokens by expert (csrc/ops/checks_fused_moe.cpp)
 
 INT4 = Scheme("int4-g128", WeightFormat.int4, 128)
 UINT4 = Scheme("uint4-g128-zp", WeightFormat.uint4, 128, has_zero=True)
