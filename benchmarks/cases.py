@@ -58,7 +58,7 @@ class Case:
         return self
 
     def products(self, tokens: Sequence[int]) -> list[Case]:
-        """With these token counts, what kernel instances are chosen for: itself, or the products that it consists of."""
+        """With these token counts, what kernel instances are chosen for: itself, or what it consists of."""
         return [replace(self, tokens=tuple(tokens))]
 
     def key(self, tokens: int) -> dict[str, object]:
