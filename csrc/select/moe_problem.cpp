@@ -20,7 +20,7 @@ MoeWorkspace moe_workspace(int64_t experts, int64_t pairs, void* base) {
 }
 
 MoeProblem typical_moe_gemm(const WeightDesc& desc, DType x, int64_t rows) {
-  MoeProblem problem{typical_gemm(desc, x, rows), {}, {}, rows};
+  MoeProblem problem{typical_gemm(desc, x, rows), {}, {}, rows, false};
   problem.rows.experts = static_cast<int>(desc.experts);
   problem.rows.rows = static_cast<int>(rows);
   return problem;

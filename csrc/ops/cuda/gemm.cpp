@@ -79,7 +79,7 @@ void gemm_instance_cuda(const Tensor& x, const OptionalTensor& x_scale, const Te
 // The layout indexed: a problem of sorted pairs, and, if they come in blocks, how to sort them (sort->sorted).
 MoeProblem pairs_problem(const char* op, const Tensor& x, const MoeParams& params, cudaStream_t stream,
                          MoeSortParams* sort) {
-  MoeProblem problem{params.gemm, {}, {}, params.gemm.out_rows};
+  MoeProblem problem{params.gemm, {}, {}, params.gemm.out_rows, false};
   GemmParams& gemm = problem.gemm;
   const int experts = static_cast<int>(gemm.desc.experts), top_k = static_cast<int>(params.top_k);
   const int limit = static_cast<int>(gemm.out_rows);
@@ -109,7 +109,7 @@ MoeProblem pairs_problem(const char* op, const Tensor& x, const MoeParams& param
 
 // The other layouts: rows of x lie together by expert.
 MoeProblem rows_problem(const char* op, const Tensor& x, const MoeParams& params, cudaStream_t stream) {
-  MoeProblem problem{params.gemm, {}, {}, params.gemm.rows};
+  MoeProblem problem{params.gemm, {}, {}, params.gemm.rows, false};
   copy_rows(op, x, &problem.gemm, stream);
   MoeRows& rows = problem.rows;
   rows.rows = static_cast<int>(params.gemm.rows);
