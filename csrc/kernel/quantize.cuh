@@ -22,7 +22,7 @@ namespace humming {
 namespace quantize {
 
 inline constexpr int kValues = 8;
-inline constexpr int kManyRows = 512;
+inline constexpr int kManyRows = 512;  // from which on a thread has four vectors
 inline constexpr int kMaxThreads = 512;
 inline constexpr int kBlocks = 2;  // per SM, of one vector a thread; without this bound ptxas may spill to fit more
 

@@ -79,6 +79,15 @@ def test_plans_name_the_operand_and_the_accumulation(dtype: torch.dtype, operand
     assert plan.count("\n") == 0
 
 
+def test_tokens_that_gpus_widen_need_room() -> None:
+    """Rows of the operand's type, which begin at multiples of 128 bytes."""
+    wide, s8 = (he.QuantSpec(he.WeightFormat.int4, operand=o).desc(64, 100) for o in (he.Operand.bf16, he.Operand.s8))
+    room = torch.ops.humming.widened_bytes
+    assert [room(wide, dtype, 3) for dtype in (torch.int8, torch.uint8, torch.float8_e5m2)] == [3 * 256] * 3
+    assert room(s8, torch.uint8, 3) == 3 * 128
+    assert room(wide, torch.bfloat16, 3) == room(s8, torch.int8, 3) == room(s8, torch.bfloat16, 3) == 0
+
+
 def test_plans_of_gpus_name_the_instance_or_say_that_there_is_none() -> None:
     desc = he.QuantSpec(he.WeightFormat.int4, group=128, scale_dtype=torch.bfloat16).desc(128, 128)
     # Plans are made for the first GPU here, or for Hopper where there is none.
