@@ -191,7 +191,7 @@ Bytes decode_any(const Bytes& record, const std::vector<int64_t>& desc, int halv
       for (int index = 0; index < kCodesPerLane; ++index) {
         const PatchCoord at = view.coord_of(lane, index);
         const int half = patch / 4, warp = patch % 4;
-        const uint32_t code = view.code_at(words.data(), half, warp, lane, index);
+        const uint32_t code = view.code_at(words.data(), half, kLanes * warp + lane, index);
         codes.mutable_at(kHalfK * half + at.k, 16 * warp + at.row) = static_cast<uint8_t>(code);
       }
     }

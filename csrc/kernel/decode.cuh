@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
       const uint32_t* words = reinterpret_cast<const uint32_t*>(record);
       const PatchCoord at = view.coord_of(owner.lane, index);
       codes[16 * owner.warp + at.row][owner.half * kHalfK + at.k] =
-          static_cast<uint8_t>(view.code_at(words, owner.half, owner.warp, owner.lane, index));
+          static_cast<uint8_t>(view.code_at(words, owner.half, kLanes * owner.warp + owner.lane, index));
     }
     __syncthreads();
 

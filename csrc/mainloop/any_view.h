@@ -30,15 +30,14 @@ struct AnyView : RecordView {
   int16_t word_stride[kMaxBits];  // 32 * warp + lane, half by half
   int16_t half_words;
 
-  // Code `index` of lane `lane` of warp `warp`, as the format defines it. record: its words.
-  HUMMING_HD uint32_t code_at(const uint32_t* record, int half, int warp, int lane, int index) const {
+  // Code `index` of a lane, as the format defines it. record: its words; place: 32 * warp + lane.
+  HUMMING_HD uint32_t code_at(const uint32_t* record, int half, int place, int index) const {
     const Code& code = codes[index];
     uint32_t bits = 0;
     for (int i = 0; i < code.count; ++i) {
-      const Place place = code.field[i];
-      const uint32_t word =
-          record[half * half_words + word_offset[place.word] + (kLanes * warp + lane) * word_stride[place.word]];
-      bits = bits << place.width | (word >> place.bit & ((1u << place.width) - 1));
+      const Place field = code.field[i];
+      const uint32_t word = record[half * half_words + word_offset[field.word] + place * word_stride[field.word]];
+      bits = bits << field.width | (word >> field.bit & ((1u << field.width) - 1));
     }
     return stored_code(format, order, bits);
   }
