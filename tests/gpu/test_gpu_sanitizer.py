@@ -22,7 +22,9 @@ def one_of_each(pairs: list[tuple], experts: int = 0) -> list:
     chosen = []
     for parameter in runnable(pairs, experts):
         pair, instance = parameter.values
-        scales, tile = re.fullmatch(r".*_([a-z]+_\w+_group\d+)_(.*)", instance).groups()
+        named = re.fullmatch(r".*_([a-z]+_\w+_group\d+)_(.*)", instance)
+        # The kernel for any format has scales as the pair has them.
+        scales, tile = named.groups() if named else (f"any {pair[2]} of {pair[3]}", instance)
         paths = {({"bf16": 16, "fp16": 16, "s4": 4}.get(pair[1], 8), tile), (pair[4], scales)}
         if not paths <= seen:
             seen |= paths
