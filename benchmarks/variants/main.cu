@@ -300,8 +300,8 @@ void measure(const GemmSm90Instance& instance, int64_t n, int64_t k, const std::
     if (const char* rejection = cannot_run(instance, problem, kH200)) {
       print_rejection(instance.entry, tokens, rejection);
     } else {
-      Run<GemmSm90Instance, GemmSm90Params> run{
-          instance, weight, problem, {params_gemm_sm90(instance, problem, kH200)}, {nullptr}, stream};
+      Run<GemmSm90Instance, GemmSm90Params> run{instance,  weight, problem, {params_of(instance, problem, kH200)},
+                                                {nullptr}, stream};
       run.report(tokens, options);
     }
     std::fflush(stdout);
@@ -348,7 +348,7 @@ void measure(const MoeGemmSm90Instance& instance, int64_t n, int64_t k, const st
         const Routing routing(tokens, options.experts, options.top_k, i);
         problem.rows.offsets = routing.offsets;
         problem.rows.offset_dtype = DType::int32;
-        run.params.push_back(params_moe_gemm_sm90(instance, problem, kH200));
+        run.params.push_back(params_of(instance, problem, kH200));
         run.experts.push_back(routing.experts);
       }
       run.report(tokens, options);

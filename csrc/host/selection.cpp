@@ -83,7 +83,7 @@ py::dict rings(const std::vector<int64_t>& desc, int64_t tokens) {
   py::dict all;
   for (const GemmSm90Instance& instance : instances<GemmSm90Columns>()) {
     if (cannot_run(instance, problem, kH200) != nullptr) continue;
-    const Sm90MainloopParams params = params_gemm_sm90(instance, problem, kH200).mainloop;
+    const Sm90MainloopParams params = params_of(instance, problem, kH200).mainloop;
     all[instance.entry.name] = std::pair(params.stages, params.early_stages);
   }
   return all;
@@ -107,7 +107,7 @@ py::dict launches_sm80(const std::vector<int64_t>& desc, int64_t tokens, const s
   for (const GemmSm80Instance& instance : instances<GemmSm80Columns>()) {
     if (cannot_run(instance, problem, device_of(device)) != nullptr) continue;
     const GemmSm80Columns& c = instance.columns;
-    const GemmSm80Params params = params_gemm_sm80(instance, problem, device_of(device));
+    const GemmSm80Params params = params_of(instance, problem, device_of(device));
     const Sm80Tile tile{c.row_groups, c.patches, c.split_k, c.tokens, dtype_bits(problem.x_dtype)};
     std::vector<std::pair<int, int>> tiles;
     for (int y = 0; y < params.grid_y; ++y) {
@@ -166,11 +166,11 @@ std::optional<std::pair<std::string, int>> choose_moe(const std::vector<int64_t>
   if (entry_of(chosen) == nullptr) return std::nullopt;
   int stages = 0;
   if (const auto* hopper = std::get_if<const MoeGemmSm90Instance*>(&chosen))
-    stages = params_moe_gemm_sm90(**hopper, problem, device).mainloop.stages;
+    stages = params_of(**hopper, problem, device).mainloop.stages;
   else if (const auto* earlier = std::get_if<const MoeGemmSm80Instance*>(&chosen))
-    stages = params_moe_gemm_sm80(**earlier, problem, device).mainloop.stages;
+    stages = params_of(**earlier, problem, device).mainloop.stages;
   else
-    stages = params_gemm_any(*std::get<const GemmAnyInstance*>(chosen), problem, device).mainloop.stages;
+    stages = params_of(*std::get<const GemmAnyInstance*>(chosen), problem, device).mainloop.stages;
   return std::pair(entry_of(chosen)->name, stages);
 }
 

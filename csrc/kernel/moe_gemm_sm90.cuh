@@ -147,9 +147,10 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
   const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
   const int lane = thread % 32;
   const int group = warp / 4;
+  const bool gathers = kGatherers > 0 && m.gathers_tokens;
   if (warp == 4 * kConsumers) {
     if (ptx::elect_one()) tables.init(4 * kConsumers);
-    sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (kGatherers > 0 && m.gathers_tokens ? kGatherers * kWarpSize : 1));
+    sm90_kernel::init_ring<Gemm>(ring, &map, 1 + (gathers ? kGatherers * kWarpSize : 1));
   }
   if (m.dependent_launch && !p.known_routing) ptx::wait_for_dependencies();
   moe_blocks::list_blocks<kTile.tokens, moe_threads(kTile)>(p.rows, blocks, thread);
@@ -180,7 +181,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
         ptx::wait_for_dependencies();  // so that a grid never overlaps the one before its predecessor
         ptx::launch_dependents();
       }
-    } else if (role == 1 || (role <= kGatherers && m.gathers_tokens)) {
+    } else if (role == 1 || (role <= kGatherers && gathers)) {
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step, tables.next()) {
         int here = lane;
@@ -193,11 +194,10 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
           ptx::mbarrier_arrive_after_copies(tables.full());
           ptx::mbarrier_arrive(tables.full());
         }
-        if constexpr (kGatherers > 1)
-          if (m.gathers_tokens) ptx::mbarrier_wait(tables.full(), tables.phase());
+        if (kGatherers > 1 && gathers) ptx::mbarrier_wait(tables.full(), tables.phase());
         __syncwarp();  // else its own warp has written the rows
         next.work.rows = tables.table().x_row;
-        if (kGatherers > 0 && m.gathers_tokens) {
+        if (gathers) {
           if constexpr (kGatherers > 0) {
             const typename Producer::template Gather<kGatherers> gather(next.work.rows, p.x_row_bytes, role - 1, here,
                                                                         next.work.tokens);

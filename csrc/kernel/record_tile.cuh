@@ -8,8 +8,6 @@
 //           block has none in a half record
 #pragma once
 
-#include <utility>
-
 #include "core/check.h"
 #include "kernel/device.cuh"
 #include "kernel/params.h"
@@ -74,27 +72,5 @@ struct RecordLane {
 
   __device__ int word_index(int bits, int word) const { return humming::word_index(bits, half, warp, lane, word); }
 };
-
-template <class Config, int kIndex, class Visit>
-__device__ __forceinline__ void visit_code(const RecordLane& owner, Visit& visit) {
-  constexpr int kWidth = values_per_register(Config::kOrder);
-  constexpr CodeFields kFields =
-      code_fields(Config::kCodec, Config::kOrder, Config::kBits, kIndex / kWidth, kIndex % kWidth);
-  const PatchCoord at = patch_coord(Config::kOrder, owner.lane, kIndex / kWidth, kIndex % kWidth);
-  visit(16 * owner.warp + at.row, owner.half * kHalfK + at.k, kFields);
-}
-
-template <class Config, class Visit, int... kIndices>
-__device__ __forceinline__ void visit_codes(const RecordLane& owner, Visit& visit,
-                                            std::integer_sequence<int, kIndices...>) {
-  (visit_code<Config, kIndices>(owner, visit), ...);
-}
-
-// Calls visit(row of the strip, column of the record, fields) for the codes of a lane. The fields are constants, so
-// that words indexed by them stay in registers.
-template <class Config, class Visit>
-__device__ __forceinline__ void for_each_code(const RecordLane& owner, Visit visit) {
-  visit_codes<Config>(owner, visit, std::make_integer_sequence<int, kCodesPerLane>{});
-}
 
 }  // namespace humming

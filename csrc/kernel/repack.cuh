@@ -8,6 +8,8 @@
 // it in row_scale, whose exponent field the second one reads back.
 #pragma once
 
+#include <utility>
+
 #include "kernel/cuda_check.h"
 #include "kernel/record_tile.cuh"
 #include "kernel/source.h"
@@ -174,6 +176,28 @@ __device__ inline void read_codes(const RepackParams& p, const RecordGrid& grid,
     if (may_be_illegal || down > 0) codes = check_codes(grid, codes, down, &shared.rounded[row][group], counts);
     *reinterpret_cast<uint64_t*>(&shared.codes[row][column]) = codes;
   }
+}
+
+template <class Config, int kIndex, class Visit>
+__device__ __forceinline__ void visit_code(const RecordLane& owner, Visit& visit) {
+  constexpr int kWidth = values_per_register(Config::kOrder);
+  constexpr CodeFields kFields =
+      code_fields(Config::kCodec, Config::kOrder, Config::kBits, kIndex / kWidth, kIndex % kWidth);
+  const PatchCoord at = patch_coord(Config::kOrder, owner.lane, kIndex / kWidth, kIndex % kWidth);
+  visit(16 * owner.warp + at.row, owner.half * kHalfK + at.k, kFields);
+}
+
+template <class Config, class Visit, int... kIndices>
+__device__ __forceinline__ void visit_codes(const RecordLane& owner, Visit& visit,
+                                            std::integer_sequence<int, kIndices...>) {
+  (visit_code<Config, kIndices>(owner, visit), ...);
+}
+
+// Calls visit(row of the strip, column of the record, fields) for the codes of a lane. The fields are constants, so
+// that words indexed by them stay in registers.
+template <class Config, class Visit>
+__device__ __forceinline__ void for_each_code(const RecordLane& owner, Visit visit) {
+  visit_codes<Config>(owner, visit, std::make_integer_sequence<int, kCodesPerLane>{});
 }
 
 // Counters are sums of integers: the order of the atomics does not matter.

@@ -15,7 +15,8 @@ HUMMING_HD int64_t source_row(const RepackParams& p, int64_t channel) {
   return channel < half ? 2 * channel : 2 * (channel - half) + 1;
 }
 
-// Code `k` of a row: one byte each, or little-endian runs of code_bits. Reads no byte that holds none of its bits.
+// Code `k` of a row: one byte each, or little-endian runs of code_bits. Reads no byte that holds none of its bits. On
+// the CPU; the GPU reads eight codes at a time (repack.cuh).
 HUMMING_HD uint32_t source_code(const uint8_t* row, int code_bits, int64_t k) {
   if (code_bits == 8) return row[k];
   const int64_t bit = k * code_bits;

@@ -50,13 +50,13 @@ AnyInstance<Columns...> find(const std::string& name, const DeviceInfo& device) 
   return found;
 }
 
-// What selection thinks of every instance. estimate(instance): its cycles, of one that can run the problem.
-template <class... Columns, class Problem, class Estimate>
-std::vector<Candidate> candidates(const Problem& p, const DeviceInfo& device, Estimate estimate) {
+// What selection thinks of every instance.
+template <class... Columns, class Problem>
+std::vector<Candidate> candidates(const Problem& p, const DeviceInfo& device) {
   std::vector<Candidate> all;
   for_each_instance<Columns...>([&](const auto& instance) {
     const char* rejection = cannot_run(instance, p, device);
-    const double cycles = rejection == nullptr ? estimate(instance) : 0;
+    const double cycles = rejection == nullptr ? estimate(instance, p, device) : 0;
     all.push_back({&instance.entry, is_for(instance, weight_of(p)), rejection, cycles});
   });
   return all;

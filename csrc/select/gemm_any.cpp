@@ -9,6 +9,8 @@ namespace humming {
 
 using namespace select_sm80;
 
+namespace {
+
 MoeProblem of_one_expert(const GemmParams& problem) {
   MoeProblem one{problem, {}, {}, problem.rows, false};
   one.gemm.activation = Activation::none;
@@ -18,6 +20,8 @@ MoeProblem of_one_expert(const GemmParams& problem) {
   one.rows.capacity = problem.rows;
   return one;
 }
+
+}  // namespace
 
 const char* cannot_run(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const Operand operand = instance.columns.operand;
@@ -33,7 +37,7 @@ const char* cannot_run(const GemmAnyInstance& instance, const MoeProblem& p, con
 }
 
 // A lane works out a code in some forty instructions, for every block of tokens again.
-double estimate_gemm_any(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
+double estimate(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const Sm80Tile tile = tile_of(instance.columns);
   constexpr double kCode = 40, kIssued = 128;  // instructions of a code, and of a cycle and SM
   const double rows = std::max<double>(1, static_cast<double>(p.expected_rows));
@@ -50,7 +54,7 @@ const GemmAnyInstance* choose_gemm_any(const MoeProblem& p, const DeviceInfo& de
   double least = 0;
   for (const GemmAnyInstance& instance : instances<GemmAnyColumns>()) {
     if (cannot_run(instance, p, device) != nullptr) continue;
-    const double cycles = estimate_gemm_any(instance, p, device);
+    const double cycles = estimate(instance, p, device);
     if (cheapest != nullptr && cycles >= least) continue;
     cheapest = &instance;
     least = cycles;
@@ -58,11 +62,27 @@ const GemmAnyInstance* choose_gemm_any(const MoeProblem& p, const DeviceInfo& de
   return cheapest;
 }
 
-GemmAnyParams params_gemm_any(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
+GemmAnyParams params_of(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const GemmAnyColumns& c = instance.columns;
   auto params = moe_params<GemmAnyParams>(p, c.token_groups, moe_fit(c, p, device), device);
   params.mainloop.any = any_view(p.gemm.desc, params.mainloop.view);
   return params;
+}
+
+const char* cannot_run(const GemmAnyInstance& instance, const GemmParams& p, const DeviceInfo& device) {
+  return p.desc.experts != 0 ? "is for dense weights" : cannot_run(instance, of_one_expert(p), device);
+}
+
+double estimate(const GemmAnyInstance& instance, const GemmParams& p, const DeviceInfo& device) {
+  return estimate(instance, of_one_expert(p), device);
+}
+
+const GemmAnyInstance* choose_gemm_any(const GemmParams& p, const DeviceInfo& device) {
+  return p.desc.experts != 0 ? nullptr : choose_gemm_any(of_one_expert(p), device);
+}
+
+GemmAnyParams params_of(const GemmAnyInstance& instance, const GemmParams& p, const DeviceInfo& device) {
+  return params_of(instance, of_one_expert(p), device);
 }
 
 }  // namespace humming

@@ -42,7 +42,7 @@ const char* cannot_run(const GemmSm80Instance& instance, const GemmParams& p, co
 // What the busiest multiprocessor does, with the rates of an A100: it fetches its tiles, unless memory is slower for
 // all of them together, and multiplies. Their sum, not the larger: the two overlap, but the smaller tile of two that
 // stream alike is the better one.
-double estimate_gemm_sm80(const GemmSm80Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+double estimate(const GemmSm80Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   const GemmSm80Columns& c = instance.columns;
   const Sm80Tile tile = tile_of(c);
   constexpr double kMemoryRate = 10, kFetchRate = 25;       // bytes per cycle and SM, from memory and from L2
@@ -61,10 +61,10 @@ double estimate_gemm_sm80(const GemmSm80Instance& instance, const GemmParams& p,
 }
 
 GemmSm80Choice choose_gemm_sm80(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
-  return choose<GemmSm80Columns>(p, {p.desc.n, p.desc.k, 0, p.rows}, device, tuned, estimate_gemm_sm80);
+  return choose<GemmSm80Columns>(p, {p.desc.n, p.desc.k, 0, p.rows}, device, tuned);
 }
 
-GemmSm80Params params_gemm_sm80(const GemmSm80Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+GemmSm80Params params_of(const GemmSm80Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   const GemmSm80Columns& c = instance.columns;
   const Tiles tiles = tiles_of(c, p);
   GemmSm80Params params{};

@@ -16,7 +16,7 @@ using GemmSm80Instance = Instance<GemmSm80Columns>;
 const char* cannot_run(const GemmSm80Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
 // Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
-double estimate_gemm_sm80(const GemmSm80Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+double estimate(const GemmSm80Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
 using GemmSm80Choice = Choice<GemmSm80Columns>;
 
@@ -25,6 +25,6 @@ GemmSm80Choice choose_gemm_sm80(const GemmParams& problem, const DeviceInfo& dev
                                 Table<TunedRow> tuned = tuned_gemm_sm80());
 
 // What an instance that can run the problem is launched with.
-GemmSm80Params params_gemm_sm80(const GemmSm80Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+GemmSm80Params params_of(const GemmSm80Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
 }  // namespace humming

@@ -59,7 +59,7 @@ const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& p, co
 
 // Waves of CTAs, each of which brings its weights from memory and multiplies. Their sum, not the larger: the two
 // overlap, but the smaller tile of two that stream alike is the better one.
-double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+double estimate(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   const GemmSm90Columns& c = instance.columns;
   const Sm90Tile tile = tile_of(c);
   constexpr double kBytesPerCycle = 19;                               // an SM's share of the memory bandwidth
@@ -76,10 +76,10 @@ double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p,
 }
 
 GemmSm90Choice choose_gemm_sm90(const GemmParams& p, const DeviceInfo& device, Table<TunedRow> tuned) {
-  return choose<GemmSm90Columns>(p, {p.desc.n, p.desc.k, 0, p.rows}, device, tuned, estimate_gemm_sm90);
+  return choose<GemmSm90Columns>(p, {p.desc.n, p.desc.k, 0, p.rows}, device, tuned);
 }
 
-GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
+GemmSm90Params params_of(const GemmSm90Instance& instance, const GemmParams& p, const DeviceInfo& device) {
   const GemmSm90Columns& c = instance.columns;
   GemmSm90Params params{};
   params.mainloop = mainloop_params(c, p, p.rows, stages_for(c, p, device));

@@ -22,7 +22,7 @@ using GemmSm90Instance = Instance<GemmSm90Columns>;
 const char* cannot_run(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
 // Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
-double estimate_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+double estimate(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
 using GemmSm90Choice = Choice<GemmSm90Columns>;
 
@@ -31,6 +31,6 @@ GemmSm90Choice choose_gemm_sm90(const GemmParams& problem, const DeviceInfo& dev
                                 Table<TunedRow> tuned = tuned_gemm_sm90());
 
 // What an instance that can run the problem is launched with.
-GemmSm90Params params_gemm_sm90(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
+GemmSm90Params params_of(const GemmSm90Instance& instance, const GemmParams& problem, const DeviceInfo& device);
 
 }  // namespace humming

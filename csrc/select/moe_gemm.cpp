@@ -4,31 +4,6 @@
 #include "select/selection.h"
 
 namespace humming {
-namespace {
-
-double estimate(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  return estimate_moe_gemm_sm90(instance, p, device);
-}
-double estimate(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  return estimate_moe_gemm_sm80(instance, p, device);
-}
-
-double estimate(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  return estimate_gemm_any(instance, p, device);
-}
-
-MoeGemmSm90Params params_of(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  return params_moe_gemm_sm90(instance, p, device);
-}
-MoeGemmSm80Params params_of(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  return params_moe_gemm_sm80(instance, p, device);
-}
-GemmAnyParams params_of(const GemmAnyInstance& instance, const MoeProblem& p, const DeviceInfo& device) {
-  return params_gemm_any(instance, p, device);
-}
-
-}  // namespace
-
 const char* cannot_run(MoeGemmInstance instance, const MoeProblem& p, const DeviceInfo& device) {
   return std::visit([&](const auto* i) { return cannot_run(*i, p, device); }, instance);
 }
@@ -50,8 +25,7 @@ MoeGemmInstance find_moe_gemm(const std::string& name, const DeviceInfo& device)
 }
 
 std::vector<Candidate> candidates_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {
-  return families::candidates<MoeGemmSm90Columns, MoeGemmSm80Columns, GemmAnyColumns>(
-      p, device, [&](const auto& instance) { return estimate(instance, p, device); });
+  return families::candidates<MoeGemmSm90Columns, MoeGemmSm80Columns, GemmAnyColumns>(p, device);
 }
 
 std::string explain_moe_gemm(const MoeProblem& p, const DeviceInfo& device) {

@@ -18,8 +18,8 @@ const char* cannot_run(const MoeGemmSm80Instance& instance, const MoeProblem& p,
   return nullptr;
 }
 
-// As estimate_gemm_sm80, of as many tiles as random draws of an expert for every row make.
-double estimate_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+// As estimate, of as many tiles as random draws of an expert for every row make.
+double estimate(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const Sm80Tile tile = tile_of(instance.columns);
   constexpr double kFetchRate = 15;                         // bytes per cycle and SM
   const double multiplies = 16 * 1024.0 / tile.value_bits;  // multiply-adds per cycle and SM
@@ -40,12 +40,10 @@ double estimate_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProb
 
 MoeGemmSm80Choice choose_moe_gemm_sm80(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
   const WeightDesc& desc = p.gemm.desc;
-  return choose<MoeGemmSm80Columns>(p, {desc.n, desc.k, desc.experts, p.expected_rows}, device, tuned,
-                                    estimate_moe_gemm_sm80);
+  return choose<MoeGemmSm80Columns>(p, {desc.n, desc.k, desc.experts, p.expected_rows}, device, tuned);
 }
 
-MoeGemmSm80Params params_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& p,
-                                       const DeviceInfo& device) {
+MoeGemmSm80Params params_of(const MoeGemmSm80Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const MoeGemmSm80Columns& c = instance.columns;
   return moe_params<MoeGemmSm80Params>(p, c.token_groups, moe_fit(c, p, device), device);
 }

@@ -14,14 +14,13 @@ using MoeGemmSm80Instance = Instance<MoeGemmSm80Columns>;
 const char* cannot_run(const MoeGemmSm80Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
 // Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
-double estimate_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
+double estimate(const MoeGemmSm80Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
 using MoeGemmSm80Choice = Choice<MoeGemmSm80Columns>;
 
 MoeGemmSm80Choice choose_moe_gemm_sm80(const MoeProblem& problem, const DeviceInfo& device,
                                        Table<TunedRow> tuned = tuned_moe_gemm_sm80());
 
-MoeGemmSm80Params params_moe_gemm_sm80(const MoeGemmSm80Instance& instance, const MoeProblem& problem,
-                                       const DeviceInfo& device);
+MoeGemmSm80Params params_of(const MoeGemmSm80Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
 }  // namespace humming

@@ -31,7 +31,7 @@ const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& p,
 // Rows are taken for random draws of an expert. A record (64 rows x 128 columns) takes what its bytes do, or its
 // dequantisation and its MMAs, which share the SM's issue slots; too few warps cannot fill them. The constants are a
 // fit to instances of every shape, 16 % off on average; tuned rows come first.
-double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
+double estimate(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const MoeGemmSm90Columns& c = instance.columns;
   const Sm90Tile tile = tile_of(c);
   constexpr double kBytesPerCycle = 19;  // an SM's share of the memory bandwidth
@@ -57,12 +57,10 @@ double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProb
 
 MoeGemmSm90Choice choose_moe_gemm_sm90(const MoeProblem& p, const DeviceInfo& device, Table<TunedRow> tuned) {
   const WeightDesc& desc = p.gemm.desc;
-  return choose<MoeGemmSm90Columns>(p, {desc.n, desc.k, desc.experts, p.expected_rows}, device, tuned,
-                                    estimate_moe_gemm_sm90);
+  return choose<MoeGemmSm90Columns>(p, {desc.n, desc.k, desc.experts, p.expected_rows}, device, tuned);
 }
 
-MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& p,
-                                       const DeviceInfo& device) {
+MoeGemmSm90Params params_of(const MoeGemmSm90Instance& instance, const MoeProblem& p, const DeviceInfo& device) {
   const MoeGemmSm90Columns& c = instance.columns;
   MoeGemmSm90Params params{};
   params.mainloop = mainloop_params(c, p.gemm, c.tokens, stages_for(c, p, device));

@@ -14,14 +14,13 @@ using MoeGemmSm90Instance = Instance<MoeGemmSm90Columns>;
 const char* cannot_run(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
 // Estimated time of an instance that can run the problem, in SM cycles; only the order of two means something.
-double estimate_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
+double estimate(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
 using MoeGemmSm90Choice = Choice<MoeGemmSm90Columns>;
 
 MoeGemmSm90Choice choose_moe_gemm_sm90(const MoeProblem& problem, const DeviceInfo& device,
                                        Table<TunedRow> tuned = tuned_moe_gemm_sm90());
 
-MoeGemmSm90Params params_moe_gemm_sm90(const MoeGemmSm90Instance& instance, const MoeProblem& problem,
-                                       const DeviceInfo& device);
+MoeGemmSm90Params params_of(const MoeGemmSm90Instance& instance, const MoeProblem& problem, const DeviceInfo& device);
 
 }  // namespace humming

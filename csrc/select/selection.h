@@ -135,9 +135,8 @@ inline Distance distance(const TunedRow& row, const Extents& p) {
           row.us};
 }
 
-template <class Columns, class Problem, class Estimate>
-Choice<Columns> choose(const Problem& p, const Extents& extents, const DeviceInfo& device, Table<TunedRow> tuned,
-                       Estimate estimate) {
+template <class Columns, class Problem>
+Choice<Columns> choose(const Problem& p, const Extents& extents, const DeviceInfo& device, Table<TunedRow> tuned) {
   Choice<Columns> nearest{}, cheapest{};
   Distance least_distance;
   double least_cycles = 0;

@@ -180,8 +180,8 @@ def _fused_moe(x: Tensor, *args: Any, group: int = 0, out_dtype: torch.dtype | N
     out = _fused_moe_outputs(x, *args, out_dtype=out_dtype)
     w13_desc, w2_desc, layout, topk_ids = args[4], args[8], args[9], args[11]
     rows, top_k = out.numel() // max(out.shape[-1], 1), 1 if topk_ids is None else topk_ids.shape[-1]
-    sizes = (rows, top_k, x.dtype, out.dtype, w13_desc, w2_desc, layout, group, x.device)
-    workspace = _workspace(out, fused_moe_workspace_bytes(*sizes) + _row_copy_bytes(x.flatten(0, -2), w13_desc))
+    size = _ops.fused_moe_workspace(rows, top_k, x.dtype, out.dtype, w13_desc, w2_desc, layout, group)
+    workspace = _workspace(out, size + _row_copy_bytes(x.flatten(0, -2), w13_desc))
     _ops.fused_moe.out(x, *args, group=group, **options, out=out, workspace=workspace)
     return out
 
