@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
     const RecordLane owner(threadIdx.x);
     if (owner.half < geometry.halves) {
       uint32_t words[Config::kBits] = {};
-      for_each_code<Config>(owner, [&](int row, int column, const CodeFields& fields) {
+      repack::for_each_code<Config>(owner, [&](int row, int column, const CodeFields& fields) {
         set_code(fields, Config::kBits, words, stored_code(grid.format, Config::kOrder, shared.codes[row][column]));
       });
 #pragma unroll
