@@ -29,6 +29,7 @@ PAIRS = [
     *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "e4m3")),
     *(("int4", operand, "none", 0, "none") for operand in ("e4m3", "s8")),
     *(("e4m3", operand, "none", 0, "none") for operand in ("bf16", "e4m3")),
+    ("e2m1", "bf16", "e4m3", 16, "none"),
     ("int8", "s8", "none", 0, "none"),
 ]
 TOKEN_GROUP_PAIRS = [pair for pair in PAIRS if pair[1] in ("e4m3", "s8")]

@@ -60,7 +60,7 @@ template <Activation kActivation>
 __device__ void activate_octet(const ActivationArgs& args, float (&values)[8]) {
 #pragma unroll
   for (int i = 0; i < (is_gated(kActivation) ? 4 : 8); ++i) {
-    values[i] = activate<kActivation>(args, values[i], values[(i + 4) % 8]);
+    values[i] = activate<kActivation, Sigmoid::native>(args, values[i], values[(i + 4) % 8]);
   }
 }
 // With gated activations the first four values are gates, which become the results, the others theirs.

@@ -30,6 +30,19 @@ struct SumEpilogue {
     if constexpr (kTokenScales) sum *= i % 2 == 0 ? factors.x : factors.y;
     return sum * channel[i / 2].scale + channel[i / 2].bias;
   }
+  // Of sums 4j to 4j + 3 of some j one after the other, as pairs of tokens: [j][row half].
+  template <int kGroups, class T>
+  __device__ void pack(DType type, const T* sums, const Factors (&factors)[kGroups],
+                       uint32_t (&packed)[kGroups][2]) const {
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      float four[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) four[k] = (*this)(static_cast<float>(sums[4 * i + k]), k, factors[i]);
+      packed[i][0] = pack_pair(type, four[0], four[1]);
+      packed[i][1] = pack_pair(type, four[2], four[3]);
+    }
+  }
 };
 
 // Where 8 channels of a row of the output lie.
@@ -51,9 +64,9 @@ struct Place {
 // tile that exist, 16 at a time. Nothing is waited for where it is asked for: what the next tokens have is fetched
 // before these are staged, and they are stored once the next ones are computed, which is why there are two buffers.
 //   value          as SumEpilogue
-//   place          of the 8 channels of a lane, which are those of row half lane % 2
-//   row(token)     of the output
-//   buffer         [token][row half] of 16 bytes. The halves of every other four tokens change places: else eight
+//   place          of the 8 channels of a lane, which are those of row half lane % 2; of none if that half does not
+//   leave row(token)     of the output buffer         [token][row half] of 16 bytes. The halves of every other four
+//   tokens change places: else eight
 //                  tokens, which lie 32 bytes apart, would share half of the banks
 template <int kTokens, class T, class Value, class Row>
 __device__ void store_vectors(DType type, const T* sums, const Value& value, const Place& place, const Row& row,
@@ -75,14 +88,7 @@ __device__ void store_vectors(DType type, const T* sums, const Value& value, con
   for (int j = 0; j < kTokens / 8; j += kGroups) {
     if (8 * j >= count) break;
     uint32_t packed[kGroups][2];
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      float four[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) four[k] = value(static_cast<float>(sums[4 * (j + i) + k]), k, factors[i]);
-      packed[i][0] = pack_pair(type, four[0], four[1]);
-      packed[i][1] = pack_pair(type, four[2], four[3]);
-    }
+    value.template pack<kGroups>(type, sums + 4 * j, factors, packed);
     if (j > 0 && place.exists()) *reinterpret_cast<uint4*>(to) = vector;  // all 16 exist, as there are more
     to = place.of(next);
     if (j + kGroups < kTokens / 8) {

@@ -32,10 +32,11 @@ template <class Config>
 __global__ void __launch_bounds__(kRecordThreads, kRecordBlocks)
     decode_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ RecordGrid grid,
                   const __grid_constant__ AnyView view) {
-  __shared__ TileCodes codes;
+  __shared__ uint8_t codes[kStripRows][record_pitch(1)];
 
-  for_each_record(grid, [&](const RecordPlace& place, const RecordGeometry& geometry, int64_t offset) {
-    const uint8_t* record = p.packed + offset;
+  for_each_strip(grid, 1, [&](const RecordPlace& place) {
+    const RecordGeometry& geometry = grid.geometry(place.k_tile);
+    const uint8_t* record = p.packed + grid.offset(place);
     const RecordLane owner(threadIdx.x);
     for (int index = 0; index < kCodesPerLane && owner.half < geometry.halves; ++index) {
       const uint32_t* words = reinterpret_cast<const uint32_t*>(record);
@@ -72,7 +73,7 @@ template <class Config>
 void launch_decode(const DecodeParams& p, cudaStream_t stream) {
   const RecordGrid grid(p.desc);
   HUMMING_CHECK(is_aligned(p.packed, kVectorBytes), "humming::decode_packed: packed must be 16-byte aligned");
-  decode_kernel<Config><<<grid.blocks(), kRecordThreads, 0, stream>>>(p, grid, any_view(p.desc, RecordView{}));
+  decode_kernel<Config><<<grid.blocks(1), kRecordThreads, 0, stream>>>(p, grid, any_view(p.desc, RecordView{}));
 }
 
 }  // namespace humming

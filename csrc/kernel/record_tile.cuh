@@ -1,7 +1,7 @@
-// What the two repacking kernels share: one block of kRecordThreads threads per record, with the record's codes as
-// bytes in shared memory, so that global memory is read and written along rows whatever the order of the words.
+// What the two repacking kernels share: blocks of kRecordThreads threads, with the codes of their records as bytes in
+// shared memory, so that global memory is read and written along rows whatever the order of the words.
 //
-//   shared  codes[64 rows][kRecordPitch]: the pitch moves neighbouring rows four banks on, so that the 8 rows x 16
+//   shared  codes[64 rows][record_pitch]: the pitch moves neighbouring rows four banks on, so that the 8 rows x 16
 //   bytes
 //           in which the lanes of a warp look for a code lie in different ones
 //   thread  128 * half + 32 * warp + lane owns that lane's words of the patch (word_codec.h); the upper half of the
@@ -17,9 +17,14 @@ namespace humming {
 
 inline constexpr int kRecordThreads = 256;
 inline constexpr int kRecordBlocks = 4;  // per SM; without this bound ptxas may spill a few bytes to fit more
-inline constexpr int kRecordPitch = kTileK + 16;
 
-using TileCodes = uint8_t[kStripRows][kRecordPitch];  // at a multiple of 8
+// Bytes between the rows of neighbouring records' codes.
+constexpr int record_pitch(int records) { return records * kTileK + 16; }
+
+// One record.
+struct RecordPlace {
+  int64_t expert, strip, k_tile;
+};
 
 // The extents of a packed weight and its format, worked out by the host.
 struct RecordGrid {
@@ -39,27 +44,27 @@ struct RecordGrid {
         strip_bytes(desc.strip_bytes()),
         zero_bytes(desc.zero_bytes()) {}
 
-  dim3 blocks() const {
-    return dim3(static_cast<unsigned>(num_k_tiles), static_cast<unsigned>(at_most(num_strips, kMaxGridY)),
+  // Of blocks that take so many records side by side.
+  dim3 blocks(int records) const {
+    return dim3(static_cast<unsigned>(ceil_div(num_k_tiles, records)),
+                static_cast<unsigned>(at_most(num_strips, kMaxGridY)),
                 static_cast<unsigned>(at_most(experts, kMaxGridY)));
+  }
+  __device__ const RecordGeometry& geometry(int64_t k_tile) const { return k_tile == num_k_tiles - 1 ? last : full; }
+  // Bytes before the record in the packed weight.
+  __device__ int64_t offset(const RecordPlace& place) const {
+    return (place.expert * num_strips + place.strip) * strip_bytes + place.k_tile * full.bytes;
   }
 };
 
-// One record.
-struct RecordPlace {
-  int64_t expert, strip, k_tile;
-};
-
-// Calls visit(place, geometry, byte offset in the packed weight) for the records of this block: one, unless the weight
-// has more strips or experts than a grid has rows.
+// Calls visit(the first record) for the strips of this block: one, unless the weight has more strips or experts than a
+// grid has rows.
 template <class Visit>
-__device__ __forceinline__ void for_each_record(const RecordGrid& grid, Visit visit) {
-  const int64_t k_tile = blockIdx.x;
-  const RecordGeometry& geometry = k_tile == grid.num_k_tiles - 1 ? grid.last : grid.full;
+__device__ __forceinline__ void for_each_strip(const RecordGrid& grid, int records, Visit visit) {
+  const int64_t k_tile = int64_t{blockIdx.x} * records;
   for (int64_t expert = blockIdx.z; expert < grid.experts; expert += gridDim.z) {
     for (int64_t strip = blockIdx.y; strip < grid.num_strips; strip += gridDim.y) {
-      const int64_t offset = (expert * grid.num_strips + strip) * grid.strip_bytes + k_tile * grid.full.bytes;
-      visit(RecordPlace{expert, strip, k_tile}, geometry, offset);
+      visit(RecordPlace{expert, strip, k_tile});
     }
   }
 }

@@ -167,6 +167,7 @@ HUMMING_DEVICE void mma_m16n8k32_e4m3(float* d, const uint32_t (&a)[4], uint32_t
 HUMMING_DEVICE void use(uint32_t value) { asm volatile("" ::"r"(value)); }
 // No instruction: the compiler cannot know the value before this point, nor what follows from it.
 HUMMING_DEVICE void forget(int& value) { asm volatile("" : "+r"(value)); }
+HUMMING_DEVICE void forget(float& value) { asm volatile("" : "+f"(value)); }
 
 // The thread's index, read once: the compiler would read the special register again in every loop that uses it.
 HUMMING_DEVICE int thread_index() {

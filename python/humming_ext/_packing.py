@@ -1,5 +1,7 @@
 """From the checkpoint tensors of one weight to its packed tensor and its secondary scale."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,78 @@ _E8M0 = torch.float8_e8m0fnu
 CODE_DTYPES = {torch.float8_e4m3fn: WeightFormat.e4m3, torch.float8_e5m2: WeightFormat.e5m2}
 
 
+class _HostMemory:
+    """Pinned memory, by CUDA's array interface: the GPU reads it at the address that it has on the host."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        address = (values.data_ptr(), False)
+        self.__cuda_array_interface__ = {"shape": values.shape, "typestr": "|u1", "data": address, "version": 2}
+
+
+def _as_the_gpu_reads(codes: Tensor, target: torch.device) -> Tensor | None:
+    """Codes in pinned memory as a tensor of the GPU that they were pinned for, if that is `target`; no copy."""
+    if target.type != "cuda" or codes.device.type != "cpu" or not codes.is_contiguous() or not codes.is_pinned():
+        return None
+    mapped = torch.as_tensor(_HostMemory(codes.view(torch.uint8)))
+    index = torch.cuda.current_device() if target.index is None else target.index
+    return mapped.view(codes.dtype) if mapped.device.index == index else None
+
+
+class Source:
+    """What a checkpoint has of each weight, where it is packed; index 0 of a dense weight.
+
+    Codes of 4 and 8 bits that are one tensor in pinned memory are read in place by the packing kernel, nearly as fast as
+    a copy would be; scales and zero points then come for several experts at a time. Otherwise everything is copied for
+    one expert at a time. Either way what lies beside source and result is no more than one expert.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor | Sequence[Tensor],
+        scale: Tensor | Sequence[Tensor] | None,
+        zero: Tensor | Sequence[Tensor] | None,
+        *,
+        dense: bool,
+        code_bits: int,
+        target: torch.device,
+    ) -> None:
+        self._dense, self._target = dense, target
+        in_place = _as_the_gpu_reads(codes, target) if isinstance(codes, Tensor) and code_bits in (4, 8) else None
+        self._values = {"codes": codes if in_place is None else in_place, "scale": scale, "zero": zero}
+        small = [values for values in (scale, zero) if isinstance(values, Tensor) and not dense]
+        self._at_a_time = 1
+        if in_place is not None and small:
+            self._at_a_time = max(1, in_place.nbytes // (2 * sum(values.nbytes for values in small)))
+        self._here: dict[str, tuple[range, Tensor]] = {}
+
+    def __getitem__(self, expert: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Codes, scale and zero of one weight."""
+        codes = self._one("codes", expert)
+        assert codes is not None
+        return codes, self._one("scale", expert), self._one("zero", expert)
+
+    def _one(self, name: str, expert: int) -> Tensor | None:
+        values = self._values[name]
+        if self._dense or not isinstance(values, Tensor):
+            value = values if self._dense or values is None else values[expert]
+            return self._copied(value) if isinstance(value, Tensor) else None
+        if name == "codes" or self._at_a_time == 1:
+            return self._copied(values[expert])
+        here, part = self._here.get(name, (range(0), values))
+        if expert not in here:
+            self._here.pop(name, None)
+            del part  # frees its memory before the next part takes some
+            here = range(expert, min(expert + self._at_a_time, len(values)))
+            part = self._copied(values[here.start : here.stop])
+            self._here[name] = here, part
+        return part[expert - here.start]
+
+    def _copied(self, values: Tensor) -> Tensor:
+        # Copies to a GPU are in order with what reads them; others are waited for.
+        return values.to(self._target, non_blocking=self._target.type == "cuda" and values.device.type == "cpu")
+
+
 def pack_one(
     codes: Tensor,
     scale: Tensor | None,
@@ -20,12 +94,15 @@ def pack_one(
     code_bits: int,
     interleaved: bool,
     *,
-    out: Tensor,
-) -> tuple[Tensor | None, Tensor]:
-    """Packs one weight [n, k] into `out`, with the arguments of PackedWeight.pack, where its tensors are.
+    packed: Tensor,
+    row_scale: Tensor,
+    stats: Tensor,
+) -> Tensor | None:
+    """Packs one weight [n, k] with the arguments of PackedWeight.pack, where its tensors are.
 
-    Returns the secondary scale (float32 [1] or [n] in logical row order, or None), and int64 [2]: the number of scale
-    groups whose codes were rounded, and that of codes, scales and zero points that are not legal.
+    Writes what humming::prepack returns: `packed`, `row_scale` and `stats` (int64 [2]: the number of scale groups whose
+    codes were rounded, and that of codes, scales and zero points that are not legal).
+    Returns the secondary scale that channel and tensor scales become (float32 [1] or [n] in logical row order) or None.
     """
     if codes.dim() != 2:
         raise ValueError(f"codes: expected [n, k] for each weight, got {list(codes.shape)}")
@@ -47,13 +124,9 @@ def pack_one(
     if zero is not None:
         zero = expand(zero, "zero", spec, n, k, interleaved)
     row_order = "plain" if not spec.gate_up else "gate_up_interleaved" if interleaved else "gate_up"
-    desc = spec.desc(n, k)
-    row_scale = codes.new_empty(torch.ops.humming.row_scale_shape(desc), dtype=torch.float32)
-    counts = codes.new_empty(2, dtype=torch.int64)
-    torch.ops.humming.prepack.out(
-        codes.contiguous(), code_bits, scale, zero, desc, row_order, packed=out, row_scale=row_scale, stats=counts
-    )
-    return row_scale if row_scale.numel() else secondary, counts
+    outputs = {"packed": packed, "row_scale": row_scale, "stats": stats}
+    torch.ops.humming.prepack.out(codes.contiguous(), code_bits, scale, zero, spec.desc(n, k), row_order, **outputs)
+    return secondary
 
 
 def combine_scale2(own: Tensor | None, given: Tensor | None, n: int, experts: int) -> Tensor | None:

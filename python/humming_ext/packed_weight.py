@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
-from ._packing import combine_scale2, pack_one
+from ._packing import Source, combine_scale2, pack_one
 from .formats import Operand, ScaleType, WeightFormat, ZeroKind
 from .spec import QuantSpec
 
@@ -106,31 +106,25 @@ class PackedWeight:
         del first  # a sequence may have loaded it for this call alone
         n, k = shape[0], shape[-1] if k is None else k
 
-        def one(values: Tensor | Sequence[Tensor] | None, expert: int) -> Tensor | None:
-            value = values if dense or values is None else values[expert]
-            if not isinstance(value, Tensor):
-                return None
-            # Copies to a GPU are in order with what reads them; others are waited for.
-            return value.to(target, non_blocking=target.type == "cuda" and value.device.type == "cpu")
-
-        desc = spec.desc(n, k, experts)
+        desc, count = spec.desc(n, k, experts), max(experts, 1)
+        source = Source(codes, scale, zero, dense=dense, code_bits=code_bits, target=target)
         packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
-
-        def pack_expert(expert: int) -> tuple[Tensor | None, Tensor]:
-            codes_, scale_, zero_ = one(codes, expert), one(scale, expert), one(zero, expert)
-            assert codes_ is not None
-            out = packed if dense else packed[expert]
-            return pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved, out=out)
-
-        own, counts = None, []
-        for expert in range(max(experts, 1)):
-            factor, count = pack_expert(expert)
-            if factor is not None:
-                own = factor.new_empty(max(experts, 1), factor.numel()) if own is None else own
-                own[expert] = factor
-            counts.append(count)
+        row_scale = torch.empty(torch.ops.humming.row_scale_shape(desc), dtype=torch.float32, device=target)
+        stats = torch.empty(count, 2, dtype=torch.int64, device=target)
+        own = row_scale.view(count, n) if row_scale.numel() else None
+        for expert in range(count):
+            secondary = pack_one(
+                *source[expert],
+                *(spec, k, code_bits, interleaved),
+                packed=packed if dense else packed[expert],
+                row_scale=row_scale if dense or own is None else row_scale[expert],
+                stats=stats[expert],
+            )
+            if secondary is not None:
+                own = secondary.new_empty(count, secondary.numel()) if own is None else own
+                own[expert] = secondary
         scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
-        rounded, invalid = torch.stack(counts).sum(0).tolist()
+        rounded, invalid = stats.sum(0).tolist()
         if scale2 is not None:
             # In parts, because the check needs memory.
             invalid += sum(part.numel() - int(part.isfinite().sum()) for part in scale2.view(-1).split(1 << 18))

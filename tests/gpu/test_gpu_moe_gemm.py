@@ -95,15 +95,15 @@ def test_every_routing(turn: int, routing: Routing, pair: tuple) -> None:
             moe_products.check_random(forced(parameter.values[1]), problem)
 
 
-def test_every_width() -> None:
+@pytest.mark.parametrize("layout", ["contiguous", "indexed", "sorted"])
+@pytest.mark.parametrize("pair", [MXFP4, MXFP4_FP8], ids=str)
+def test_every_width(pair: tuple, layout: str) -> None:
     """Every number of rows that a tile can have: products are as wide as these want."""
     experts = 260
     routing = Routing("stairs", experts * (experts - 1) // 2, 1, experts)
-    for pair in (MXFP4, MXFP4_FP8):
-        mixture = make_mixture(pair, 72, 80, routing, Epilogue(), "cuda")
-        for problem in (lay_out(mixture, layout) for layout in ("contiguous", "indexed", "sorted")):
-            for parameter in runnable([pair], experts=8):
-                moe_products.check_random(forced(parameter.values[1]), problem)
+    problem = lay_out(make_mixture(pair, 72, 80, routing, Epilogue(), "cuda"), layout)
+    for parameter in runnable([pair], experts=8):
+        moe_products.check_random(forced(parameter.values[1]), problem)
 
 
 @pytest.mark.parametrize("routing", [Routing("mapped", 4200, 3, 3), Routing("skewed", 3000, 4, 8)], ids=str)

@@ -276,6 +276,38 @@ def test_packing_memory_does_not_grow_with_the_experts() -> None:
     assert extra(16) < extra(4) + n * k  # less than the codes of one expert more
 
 
+@pytest.mark.parametrize("zero", [humming_ext.ZeroKind.none, humming_ext.ZeroKind.integer])
+@pytest.mark.parametrize(("n", "k"), [(96, 200), (128, 256), (192, 384)])
+def test_pinned_weights_are_packed_in_place(n: int, k: int, zero: humming_ext.ZeroKind) -> None:
+    """Codes that the kernel reads from the host, and scales for several experts at a time, give the same bytes."""
+    experts = 7
+    has_zero = zero == humming_ext.ZeroKind.integer
+    weight_format = humming_ext.WeightFormat.uint4 if has_zero else humming_ext.WeightFormat.int4
+    spec = humming_ext.QuantSpec(weight_format, group=32, scale_dtype=torch.bfloat16, zero=zero, gate_up=True)
+    rows, groups = (experts, n), -(-k // 32)
+    codes = torch.randint(0, 256, (*rows, -(-k // 2)), dtype=torch.uint8).pin_memory()
+    scale = torch.rand(*rows, groups).bfloat16().pin_memory()
+    zeros = torch.randint(0, 16, (*rows, groups), dtype=torch.uint8).pin_memory() if has_zero else None
+    arguments = {"spec": spec, "k": k, "code_bits": 4}
+    cpu = humming_ext.PackedWeight.pack(codes, scale, zeros, **arguments)
+    gpu = humming_ext.PackedWeight.pack(codes, scale, zeros, **arguments, device="cuda")
+    assert_bits_equal(gpu.packed.cpu(), cpu.packed)
+
+
+def test_pinned_weights_take_less_than_one_expert() -> None:
+    """What packing takes beside the result, of weights that it reads in place."""
+    experts, n, k = 24, 1024, 2048
+    spec = humming_ext.QuantSpec(
+        humming_ext.WeightFormat.e2m1, group=32, scale_dtype=torch.float8_e8m0fnu, operand=humming_ext.Operand.e4m3
+    )
+    codes = torch.randint(0, 256, (experts, n, k // 2), dtype=torch.uint8).pin_memory()
+    scale = torch.full((experts, n, k // 32), 120, dtype=torch.uint8).pin_memory()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    weight = humming_ext.PackedWeight.pack(codes, scale, spec=spec, k=k, code_bits=4, device="cuda")
+    assert torch.cuda.max_memory_allocated() - before - weight.nbytes < (codes.nbytes + scale.nbytes) // experts
+
+
 BESIDE = """
 import sys, importlib, torch
 for name in sys.argv[1:]:
