@@ -34,9 +34,9 @@ def _as_the_gpu_reads(codes: Tensor, target: torch.device) -> Tensor | None:
 class Source:
     """What a checkpoint has of each weight, where it is packed; index 0 of a dense weight.
 
-    Codes of 4 and 8 bits that are one tensor in pinned memory are read in place by the packing kernel, nearly as fast as
-    a copy would be; scales and zero points then come for several experts at a time. Otherwise everything is copied for
-    one expert at a time. Either way what lies beside source and result is no more than one expert.
+    Codes of 4 and 8 bits that are one tensor in pinned memory are read in place by the packing kernel, nearly as fast
+    as a copy would be; scales and zero points then come for several experts at a time. Otherwise everything is copied
+    for one expert at a time. Either way what lies beside source and result is no more than one expert.
     """
 
     def __init__(

@@ -111,15 +111,17 @@ class PackedWeight:
         packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
         row_scale = torch.empty(torch.ops.humming.row_scale_shape(desc), dtype=torch.float32, device=target)
         stats = torch.empty(count, 2, dtype=torch.int64, device=target)
-        own = row_scale.view(count, n) if row_scale.numel() else None
+        rebased = row_scale.numel() > 0
+        own = row_scale.view(count, n) if rebased else None
         for expert in range(count):
-            secondary = pack_one(
-                *source[expert],
-                *(spec, k, code_bits, interleaved),
-                packed=packed if dense else packed[expert],
-                row_scale=row_scale if dense or own is None else row_scale[expert],
-                stats=stats[expert],
-            )
+            codes_, scale_, zero_ = source[expert]
+            outputs = {
+                "packed": packed if dense else packed[expert],
+                "row_scale": row_scale[expert] if rebased and not dense else row_scale,
+                "stats": stats[expert],
+            }
+            secondary = pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved, **outputs)
+            del codes_, scale_, zero_  # before the next expert's come
             if secondary is not None:
                 own = secondary.new_empty(count, secondary.numel()) if own is None else own
                 own[expert] = secondary
