@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "csrc" / "formats"), str(ROOT / "cmake")]
 import generate  # noqa: E402
 import generate_instances  # noqa: E402
 
-KINDS = {"int": "symmetric integer", "uint": "unsigned integer", "float": "float"}
+KINDS = {"int": "symmetric integer", "uint": "unsigned integer", "float": "float", "table": "table of values"}
 # The operand types that take an activation without widening, its own first; any other is named in the cell.
 ACTIVATIONS = {"fp8 e4m3": ("e4m3",), "int8": ("s8",), "int4": ("s4", "s8")}
 ORDERS = {"e4m3": "k32", "s8": "k32", "s4": "k64"}  # besides k16 for bf16 and fp16, which every format has

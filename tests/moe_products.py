@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 from humming_ext import _ops
-from products import NATIVE, Maker, amid_nan, case_of, operand_rounded
+from products import NATIVE, Maker, amid_nan, assert_case_is_exact, case_of, operand_rounded
 from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded
 
 LAYOUTS = ("indexed", "sorted", "contiguous", "masked")  # sorted: of the op's "indexed", without blocks
@@ -24,6 +24,7 @@ BLOCKS = (1, 8, 16, 32, 64, 128)  # rows that sorted_token_ids are padded to
 # Format, operand, scale type, group, zero: the pairs of products.py that checkpoints of mixtures have.
 PAIRS = [
     *(("int4", operand, "bf16", 128, "none") for operand in ("bf16", "fp16", "e4m3")),
+    ("nf4", "bf16", "fp32", 64, "none"),
     ("uint4", "bf16", "fp16", 64, "integer"),
     ("uint4", "bf16", "fp16", 32, "floating"),
     *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "e4m3")),
@@ -479,10 +480,10 @@ def check_random(run: Run, problem: Problem, dtype: torch.dtype = torch.bfloat16
 
 
 def check_identity(run: Run, pair: tuple, layout: str, device: str) -> None:
-    """Every column of K through every expert: the dequantised weights come back bit for bit."""
+    """Every column of K through every expert: the dequantised weights come back bit for bit, of tables rounded once."""
     k = 208
     mixture = make_mixture(pair, 136, k, Routing("balanced", k, 3, 3), BARE, device, identity=True)
-    assert torch.equal(mixture.exact.bfloat16().double(), mixture.exact), "the case itself is not exact"
+    assert_case_is_exact(pair, mixture.exact)
     check_exact(run, lay_out(mixture, layout))
 
 

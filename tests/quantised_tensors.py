@@ -4,14 +4,18 @@ Each function takes a float32 weight [n, k], mxfp4 [experts, n, k], and returns 
 float32 of the same shape.
 """
 
+import json
+
 import humming_ext as he
 import torch
+from oracle.formats import TABLES
 from oracle.weights import pack_bitstream
 
 Quantised = tuple[dict[str, torch.Tensor], torch.Tensor]
 CHANNEL = he.QuantSpec(he.WeightFormat.int8, scale_dtype=torch.float32)
 GROUPS = he.QuantSpec(he.WeightFormat.int4, group=32, scale_dtype=torch.float16)
 BLOCKS = he.QuantSpec(he.WeightFormat.e4m3, group=128, block_rows=128, scale_dtype=torch.float32)
+NF4 = he.QuantSpec(he.WeightFormat.nf4, group=64, scale_dtype=torch.float32)
 MXFP4 = he.QuantSpec(he.WeightFormat.e2m1, group=32, scale_dtype=torch.float8_e8m0fnu)
 ZEROS = he.QuantSpec(he.WeightFormat.uint4, group=32, scale_dtype=torch.float16, zero=he.ZeroKind.integer)
 
@@ -65,6 +69,20 @@ def fp8_block_tensors(weight: torch.Tensor) -> Quantised:
     codes, scale = q["codes"].view(torch.float8_e4m3fn), q["scale"]
     factors = scale.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
     return {"weight": codes, "weight_scale_inv": scale}, codes.float() * factors
+
+
+def nf4_tensors(weight: torch.Tensor) -> Quantised:
+    """bitsandbytes, blocks of 64."""
+    q = he.quantize(weight, NF4)
+    codes, table = q["codes"], torch.tensor(TABLES["nf4"])
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(weight.shape)})
+    stored = {
+        "weight": (codes[:, ::2] << 4 | codes[:, 1::2]).view(-1, 1),
+        "weight.absmax": q["scale"].view(-1),
+        "weight.quant_map": table,
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(state.encode()), dtype=torch.uint8),
+    }
+    return stored, table[codes.long()] * q["scale"].repeat_interleave(64, 1)
 
 
 def mxfp4_tensors(weight: torch.Tensor) -> Quantised:

@@ -35,6 +35,7 @@ namespace dequant {
 template <Format kFormat, Operand kOperand>
 struct Base {
   static constexpr FormatTraits kTraits = traits(kFormat);
+  static_assert(kTraits.kind != Kind::table, "a table of values has no sequence: leave its products to gemm_any");
   static constexpr int kBits = kTraits.bits;
   static constexpr Order kOrder = order_of(kOperand);
   static constexpr int kUnit = 32 / values_per_register(kOrder);

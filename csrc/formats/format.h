@@ -10,7 +10,7 @@
 
 namespace humming {
 
-enum class Kind { symmetric_int, unsigned_int, floating };
+enum class Kind { symmetric_int, unsigned_int, floating, table };
 
 // Codes that are no finite number: none; all-ones magnitude (e4m3fn); every code with an all-ones exponent (IEEE).
 enum class Specials { none, fn, ieee };
@@ -40,7 +40,8 @@ struct FormatTraits {
   int exponent_bits;  // floating only
   int mantissa_bits;  // floating only
   Specials specials;
-  uint32_t operands;  // operand_bit() of every operand type that holds all values exactly
+  uint32_t operands;  // operand_bit() of every operand type that holds all values exactly; of a table, rounded
+  float table[16];    // table only: the values by code
 
   HUMMING_HD constexpr int bias() const { return (1 << (exponent_bits - 1)) - 1; }
   HUMMING_HD constexpr uint32_t code_mask() const { return (1u << bits) - 1; }
@@ -74,6 +75,7 @@ HUMMING_HD bool is_finite_code(const FormatTraits& format, uint32_t code) {
 // The number that a code stands for, without zero point, scale or offset. Exact. Codes that are not finite have no
 // meaning here: packing rejects them.
 HUMMING_HD float code_value(const FormatTraits& format, uint32_t code) {
+  if (format.kind == Kind::table) return format.table[code];
   if (format.kind == Kind::unsigned_int) return static_cast<float>(code);
   if (format.kind == Kind::symmetric_int) {
     if (format.bits == 1) return code ? 1.0f : -1.0f;

@@ -5,13 +5,14 @@ python generate.py --toml formats.toml --header OUT/formats/formats_generated.h 
 
 import argparse
 import pathlib
+import struct
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-KINDS = {"int": "symmetric_int", "uint": "unsigned_int", "float": "floating"}
+KINDS = {"int": "symmetric_int", "uint": "unsigned_int", "float": "floating", "table": "table"}
 
 PYTHON_HEAD = '''"""Weight formats. Generated from csrc/formats/formats.toml."""
 
@@ -21,11 +22,12 @@ import enum
 class WeightFormat(enum.IntEnum):
     """A weight code format; the value is the number stored in weight descriptors and files."""
 
-    kind: str  #: "int" (symmetric), "uint" (zero point or float offset) or "float"
+    kind: str  #: "int" (symmetric), "uint" (zero point or float offset), "float" or "table"
     bits: int  #: bits of one code
     exponent_bits: int  #: float formats only, else 0
     mantissa_bits: int  #: float formats only, else 0
     operands: tuple[str, ...]  #: tensor-core operand types that hold every value exactly, besides bf16 and fp16
+    values: tuple[float, ...]  #: tables only, else empty: the value of every code, numbers of float32
 
     def __new__(
         cls,
@@ -35,6 +37,7 @@ class WeightFormat(enum.IntEnum):
         exponent_bits: int = 0,
         mantissa_bits: int = 0,
         operands: tuple[str, ...] = (),
+        values: tuple[float, ...] = (),
     ) -> "WeightFormat":
         member = int.__new__(cls, value)
         member._value_ = value
@@ -43,6 +46,7 @@ class WeightFormat(enum.IntEnum):
         member.exponent_bits = exponent_bits
         member.mantissa_bits = mantissa_bits
         member.operands = operands
+        member.values = values
         return member
 
 '''
@@ -62,6 +66,10 @@ def load(path: pathlib.Path) -> list[dict]:
             raise ValueError(f"{path.name}: {row['name']}: fp16, which takes every format, has 5 exponent bits")
         if not 1 <= row["bits"] <= 8:
             raise ValueError(f"{path.name}: {row['name']}: bits must be 1 to 8")
+        if row["kind"] == "table" and (row["bits"] > 4 or len(row["values"]) != 1 << row["bits"]):
+            raise ValueError(f"{path.name}: {row['name']}: a table has a value for every code, and at most 16")
+        if any(struct.unpack("f", struct.pack("f", value)) != (value,) for value in row.get("values", ())):
+            raise ValueError(f"{path.name}: {row['name']}: a value is no number of float32")
     return rows
 
 
@@ -80,9 +88,10 @@ def header(rows: list[dict]) -> str:
     ]
     for row in rows:
         operands = " | ".join(["kOperands16"] + [f"operand_bit(Operand::{name})" for name in row["operands"]])
+        values = ", ".join(f"{value!r}f" for value in row.get("values", ()))
         lines.append(
             f'    {{"{row["name"]}", {row["id"]}, Kind::{KINDS[row["kind"]]}, {row["bits"]}, {row.get("exponent", 0)}, '
-            f"{row.get('mantissa', 0)}, Specials::{row.get('specials', 'none')}, {operands}}},"
+            f"{row.get('mantissa', 0)}, Specials::{row.get('specials', 'none')}, {operands}, {{{values}}}}},"
         )
     return "\n".join([*lines, "};", "", "}  // namespace humming", ""])
 
@@ -91,7 +100,7 @@ def python(rows: list[dict]) -> str:
     """The Python enum."""
     members = (
         f'    {row["name"]} = {row["id"]}, "{row["kind"]}", {row["bits"]}, {row.get("exponent", 0)}, '
-        f"{row.get('mantissa', 0)}, {tuple(row['operands'])!r}\n"
+        f"{row.get('mantissa', 0)}, {tuple(row['operands'])!r}, {tuple(row.get('values', ()))!r}\n"
         for row in rows
     )
     return PYTHON_HEAD + "".join(members)

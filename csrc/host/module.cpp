@@ -92,7 +92,7 @@ void bind_core(py::module_& m) {
 // ---- formats --------------------------------------------------------------------------------------------------------
 
 py::dict format_row(const FormatTraits& format) {
-  static constexpr const char* kKinds[] = {"int", "uint", "float"};
+  static constexpr const char* kKinds[] = {"int", "uint", "float", "table"};
   py::list operands;
   for (int operand = 1; operand <= 5; ++operand) {
     if (format.operands & operand_bit(static_cast<Operand>(operand))) operands.append(operand);
@@ -252,6 +252,7 @@ py::tuple run_sequence(const Words& words, int bits, uint32_t param, std::index_
 }
 
 constexpr bool has_dequant(const FormatTraits& format, Operand operand, bool zero_point) {
+  if (format.kind == Kind::table) return false;
   return format.operands & operand_bit(operand) && (!zero_point || format.kind == Kind::unsigned_int);
 }
 

@@ -34,7 +34,7 @@ def quantize(weight: Tensor, spec: QuantSpec, *, clip: bool = False) -> PackArgu
 
     format               zero      scale
     intB                 none      max |w| / (2^(B-1) - 1/2): no weight is more than half a step away; int1: max |w| / 2
-    eXmY                 none      max |w| / the largest value
+    eXmY, nf4            none      max |w| / the largest value
     uintB                none      max w / (2^B - 1); negative weights are refused
     uintB                integer   (max(w, 0) - min(w, 0)) / (2^B - 1), zero point round(-min(w, 0) / scale)
     uintB                floating  (max w - min w) / (2^B - 1), offset min w

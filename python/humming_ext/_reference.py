@@ -17,6 +17,8 @@ def code_values(weight_format: WeightFormat) -> Tensor:
 
     Floats have an exponent bias of 2^(exponent_bits - 1) - 1 and subnormals.
     """
+    if weight_format.kind == "table":
+        return torch.tensor(weight_format.values, dtype=torch.float64)
     codes = torch.arange(1 << weight_format.bits, dtype=torch.float64)
     if weight_format.kind == "uint":
         return codes

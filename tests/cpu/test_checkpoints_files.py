@@ -208,6 +208,7 @@ def test_fields_say_what_is_wrong_with_them() -> None:
         (lambda: fields.integer("c", range(2, 9)), "config.c: 300 is not read; what is: 2 to 8"),
         (lambda: fields.choice("a", ["y", "z"]), "config.a: 'x' is not read; what is: 'y', 'z'"),
         (lambda: fields.flag("c"), "config.c: 300 is no boolean"),
+        (lambda: fields.number("c"), "config.c: 300 is no number with a decimal point"),
         (lambda: fields.items("d", int), r"config.d: \[1, '2'\] is no list of int"),
         (lambda: fields.text("e"), "config.e: missing"),
     ]:

@@ -15,6 +15,7 @@ import torch
 from checkpoint_files import write, write_blocks
 from humming_ext.__main__ import main
 from humming_ext.checkpoints import open_checkpoint
+from quantised_tensors import nf4_tensors
 
 N, K, GROUP = 32, 256, 64
 G = K // GROUP
@@ -75,6 +76,12 @@ FORMATS: dict[str, tuple[Stored, dict[str, Any], dict[str, str], str]] = {
         {"quant_method": "bitsandbytes", "load_in_8bit": True},
         {},
         "int8 [32, 256], float32 scales per channel",
+    ),
+    "nf4": (
+        nf4_tensors(torch.randn(N, K, generator=torch.Generator().manual_seed(3)))[0],
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {},
+        "nf4 [32, 256], float32 scales per 64 columns",
     ),
     "NVFP4": (
         {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from humming_ext.demo import logits_of
 from llama import tiny_llama
-from quantised_tensors import gptq_tensors, hqq_tensors, int8_tensors
+from quantised_tensors import gptq_tensors, hqq_tensors, int8_tensors, nf4_tensors
 from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
@@ -33,6 +33,10 @@ FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "checkpoint_format": "gptq_v2"},
     ),
     "hqq": (hqq_tensors, {"quant_method": "hqq"}),
+    "nf4": (
+        nf4_tensors,
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    ),
 }
 
 

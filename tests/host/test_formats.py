@@ -28,7 +28,10 @@ def test_every_code_has_its_value(host: ModuleType, name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_operands_hold_every_value(host: ModuleType, name: str) -> None:
-    """A format may have exactly those operand types that represent all its values (uint: all differences to a zero)."""
+    """A format has exactly the operand types that represent all its values (uint: all differences to a zero).
+
+    Tables have bf16 and fp16, which round them.
+    """
     fmt = FORMATS[name]
     values = value_table(name)[finite_codes(name)]
     if fmt.kind == "uint":

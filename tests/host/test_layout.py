@@ -17,6 +17,7 @@ CODECS = [
     (name, operand)
     for operand in ORDERS
     for name, fmt in FORMATS.items()
+    if operand == "bf16" or fmt.kind != "table"
     if operand != "s4" or (fmt.kind != "float" and fmt.bits <= 4)
 ]
 GROUPS = (16, 32, 64, 128)
@@ -184,7 +185,8 @@ def test_experts_follow_each_other(host: ModuleType, experts: int) -> None:
 
 def test_golden_hash_of_this_layout_version(host: ModuleType) -> None:
     digest = hashlib.sha256()
-    for seed, (name, operand) in enumerate(CODECS):
+    placed = [(name, operand) for name, operand in CODECS if FORMATS[name].kind != "table"]  # others lie as uints do
+    for seed, (name, operand) in enumerate(placed):
         for columns in (64, 128):
             codes = pseudo_random_bytes(64 * columns, seed).reshape(64, columns) & (2 ** FORMATS[name].bits - 1)
             digest.update(_encode(host, codes.astype(np.uint8), FORMATS[name].id, operand).tobytes())

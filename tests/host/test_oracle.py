@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import rounding
-from oracle.formats import FORMATS, WRITTEN_MAGNITUDES, value_table
+from oracle.formats import FORMATS, TABLES, WRITTEN_MAGNITUDES, value_table
 from oracle.weights import pack_bitstream, unpack_bitstream
 
 # Numbers around every boundary of the 16-bit and 8-bit floats: ties, subnormals, overflow, and random ones.
@@ -36,6 +36,19 @@ def test_fp8_tables_equal_torch(name: str, dtype: torch.dtype) -> None:
 def test_symmetric_integers_cover_their_range(name: str) -> None:
     bits = FORMATS[name].bits
     np.testing.assert_array_equal(value_table(name), np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)))
+
+
+def test_nf4_are_quantiles_of_the_normal_distribution() -> None:
+    """Seven below 0 and eight above, equally likely to either side, as a share of the largest; float32 has them."""
+    outermost = 0.9677083
+    below, above = (torch.linspace(outermost, 0.5, count + 1, dtype=torch.float64)[:-1] for count in (7, 8))
+    quantiles = torch.special.ndtri(torch.cat([1 - below, above.new_tensor([0.5]), above.flip(0)])).numpy()
+    np.testing.assert_allclose(value_table("nf4"), quantiles / quantiles[-1], rtol=0, atol=2**-23)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_numbers_of_float32(name: str) -> None:
+    np.testing.assert_array_equal(value_table(name), value_table(name).astype(np.float32))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 An integer format of B bits: intB stores value + 2^(B-1), int1 stores -1 and +1, uintB stores the value.
 A float format: sign | exponent | mantissa with bias 2^(E-1) - 1 and subnormals. Only e4m3 (one NaN per sign, no
 infinity) and e5m2 (IEEE) have codes that are no numbers.
+A table is written out: nf4 as bitsandbytes has it, quantiles of the normal distribution as numbers of float32.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 class Format:
     name: str
     id: int
-    kind: str  # "int", "uint" or "float"
+    kind: str  # "int", "uint", "float" or "table"
     bits: int
     exponent_bits: int = 0
     mantissa_bits: int = 0
@@ -38,6 +39,7 @@ FORMATS: dict[str, Format] = {
         _float_format(25, 3, 3),
         _float_format(26, 4, 3),
         _float_format(27, 5, 2),
+        Format("nf4", 31, "table", 4),
     )
 }
 
@@ -69,6 +71,15 @@ WRITTEN_MAGNITUDES = {
     ],
 }
 
+TABLES = {
+    "nf4": [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+}
+
 
 def float_value(fmt: Format, code: int) -> float:
     """The number a float code stands for, from the definition of its three fields."""
@@ -91,7 +102,9 @@ def value_table(name: str) -> np.ndarray:
     """float64 [2^bits]: the value of every code, NaN and infinity where the format has them."""
     fmt = FORMATS[name]
     codes = range(1 << fmt.bits)
-    if fmt.kind == "float":
+    if fmt.kind == "table":
+        values = TABLES[name]
+    elif fmt.kind == "float":
         values = [float_value(fmt, code) for code in codes]
     elif name == "int1":
         values = [-1.0, 1.0]

@@ -108,6 +108,10 @@ struct RecordReader {
   }
 
   void dequantise_group(const uint8_t* codes, const float* scale, const float* zero_row, int columns, float* w) const {
+    if (format->kind == Kind::table) {
+      const float* table = format->table;
+      return apply(codes, scale, zero_row, columns, [=](uint8_t code) { return table[code]; }, w);
+    }
     if (format->kind != Kind::floating) {
       const int doubling = format->id == static_cast<int>(Format::int1);
       return apply(

@@ -80,6 +80,10 @@ class Fields:
         """An integer that is in `legal`."""
         return self._one_of(key, self._get(key, int, default, "integer"), legal)
 
+    def number(self, key: str) -> float:
+        """A number with a decimal point or an exponent."""
+        return self._get(key, float, _REQUIRED, "number with a decimal point")
+
     def group(self, key: str) -> int:
         """Columns that share a scale; 0, the whole row, for -1."""
         size = self.integer(key, range(-1, 1 << 31))
@@ -88,7 +92,7 @@ class Fields:
         return max(size, 0)
 
     def block(self, key: str) -> tuple[int, int]:
-        """The rows and columns of a block."""
+        """The rows and columns of a block, or of a weight."""
         shape = self.items(key, int)
         if len(shape) != 2 or not all(0 < size < 1 << 31 for size in shape):
             raise self.error(key, f"{shape} is not [rows, columns]")
