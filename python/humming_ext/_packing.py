@@ -32,11 +32,11 @@ def _as_the_gpu_reads(codes: Tensor, target: torch.device) -> Tensor | None:
 
 
 class Source:
-    """What a checkpoint has of each weight, where it is packed; index 0 of a dense weight.
+    """What a checkpoint has of each weight: codes [weights, n, k], scales and zero points [weights, ...].
 
-    Codes of 4 and 8 bits that are one tensor in pinned memory are read in place by the packing kernel, nearly as fast
-    as a copy would be; scales and zero points then come for several experts at a time. Otherwise everything is copied
-    for one expert at a time. Either way what lies beside source and result is no more than one expert.
+    `source[part]` brings weights to where they are packed, `at_a_time` of them, so that what lies beside source and
+    result is one weight of the source at most. That is one weight, unless its codes are read in place by the packing
+    kernel, nearly as fast as a copy would be: codes of 4 and 8 bits that are one tensor in pinned memory.
     """
 
     def __init__(
@@ -45,47 +45,33 @@ class Source:
         scale: Tensor | Sequence[Tensor] | None,
         zero: Tensor | Sequence[Tensor] | None,
         *,
-        dense: bool,
         code_bits: int,
         target: torch.device,
     ) -> None:
-        self._dense, self._target = dense, target
-        in_place = _as_the_gpu_reads(codes, target) if isinstance(codes, Tensor) and code_bits in (4, 8) else None
-        self._values = {"codes": codes if in_place is None else in_place, "scale": scale, "zero": zero}
-        small = [values for values in (scale, zero) if isinstance(values, Tensor) and not dense]
-        self._at_a_time = 1
-        if in_place is not None and small:
-            self._at_a_time = max(1, in_place.nbytes // (2 * sum(values.nbytes for values in small)))
-        self._here: dict[str, tuple[range, Tensor]] = {}
+        self._target, self.at_a_time = target, 1
+        small = [values for values in (scale, zero) if values is not None]
+        readable = isinstance(codes, Tensor) and code_bits in (4, 8)
+        if readable and (in_place := _as_the_gpu_reads(codes, target)) is not None:
+            codes = in_place
+            if all(isinstance(values, Tensor) for values in small):
+                self.at_a_time = max(1, codes.nbytes // max(1, 2 * sum(values.nbytes for values in small)))
+        self._values = codes, scale, zero
 
-    def __getitem__(self, expert: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Codes, scale and zero of one weight."""
-        codes = self._one("codes", expert)
-        assert codes is not None
-        return codes, self._one("scale", expert), self._one("zero", expert)
+    def __getitem__(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Codes, scale and zero of weights."""
+        codes, scale, zero = self._values
+        return self._copied(codes, part), self._maybe_copied(scale, part), self._maybe_copied(zero, part)
 
-    def _one(self, name: str, expert: int) -> Tensor | None:
-        values = self._values[name]
-        if self._dense or not isinstance(values, Tensor):
-            value = values if self._dense or values is None else values[expert]
-            return self._copied(value) if isinstance(value, Tensor) else None
-        if name == "codes" or self._at_a_time == 1:
-            return self._copied(values[expert])
-        here, part = self._here.get(name, (range(0), values))
-        if expert not in here:
-            self._here.pop(name, None)
-            del part  # frees its memory before the next part takes some
-            here = range(expert, min(expert + self._at_a_time, len(values)))
-            part = self._copied(values[here.start : here.stop])
-            self._here[name] = here, part
-        return part[expert - here.start]
+    def _maybe_copied(self, values: Tensor | Sequence[Tensor] | None, part: slice) -> Tensor | None:
+        return None if values is None else self._copied(values, part)
 
-    def _copied(self, values: Tensor) -> Tensor:
+    def _copied(self, values: Tensor | Sequence[Tensor], part: slice) -> Tensor:
+        own = values[part] if isinstance(values, Tensor) else values[part.start][None]
         # Copies to a GPU are in order with what reads them; others are waited for.
-        return values.to(self._target, non_blocking=self._target.type == "cuda" and values.device.type == "cpu")
+        return own.to(self._target, non_blocking=self._target.type == "cuda" and own.device.type == "cpu")
 
 
-def pack_one(
+def pack_some(
     codes: Tensor,
     scale: Tensor | None,
     zero: Tensor | None,
@@ -98,15 +84,16 @@ def pack_one(
     row_scale: Tensor,
     stats: Tensor,
 ) -> Tensor | None:
-    """Packs one weight [n, k] with the arguments of PackedWeight.pack, where its tensors are.
+    """Packs weights, codes [weights, n, k], with the arguments of PackedWeight.pack, where its tensors are.
 
     Writes what humming::prepack returns: `packed`, `row_scale` and `stats` (int64 [2]: the number of scale groups whose
     codes were rounded, and that of codes, scales and zero points that are not legal).
-    Returns the secondary scale that channel and tensor scales become (float32 [1] or [n] in logical row order) or None.
+    Returns the secondary scale that channel and tensor scales become (float32 [weights, 1] or [weights, n] in logical
+    row order) or None.
     """
-    if codes.dim() != 2:
-        raise ValueError(f"codes: expected [n, k] for each weight, got {list(codes.shape)}")
-    n = codes.shape[0]
+    if codes.dim() != 3:
+        raise ValueError(f"codes: expected [n, k] for each weight, got {list(codes.shape[1:])}")
+    weights, n = codes.shape[:2]
     if codes.dtype in CODE_DTYPES:
         if CODE_DTYPES[codes.dtype] != spec.format:
             raise ValueError(f"codes: {codes.dtype} are no codes of {spec.format.name}")
@@ -124,8 +111,10 @@ def pack_one(
     if zero is not None:
         zero = expand(zero, "zero", spec, n, k, interleaved)
     row_order = "plain" if not spec.gate_up else "gate_up_interleaved" if interleaved else "gate_up"
-    outputs = {"packed": packed, "row_scale": row_scale, "stats": stats}
-    torch.ops.humming.prepack.out(codes.contiguous(), code_bits, scale, zero, spec.desc(n, k), row_order, **outputs)
+    torch.ops.humming.prepack.out(
+        *(codes.contiguous(), code_bits, scale, zero, spec.desc(n, k, weights), row_order),
+        **{"packed": packed, "row_scale": row_scale, "stats": stats},
+    )
     return secondary
 
 
@@ -152,8 +141,8 @@ def combine_scale2(own: Tensor | None, given: Tensor | None, n: int, experts: in
 
 
 def _secondary_scale(scale: Tensor, spec: QuantSpec, n: int, k: int, interleaved: bool) -> Tensor:
-    """A tensor scale as [1], other scales without groups as [n] in logical row order."""
-    if spec.block_rows == 0 and scale.numel() == 1:
-        return scale.float().reshape(1)
-    rows = expand(scale, "scale", spec, n, k, interleaved).float().reshape(n)
-    return torch.cat([rows[0::2], rows[1::2]]) if spec.gate_up and interleaved else rows
+    """Tensor scales as [weights, 1], other scales without groups as [weights, n] in logical row order."""
+    if spec.block_rows == 0 and scale.numel() == scale.shape[0]:
+        return scale.float().reshape(-1, 1)
+    rows = expand(scale, "scale", spec, n, k, interleaved).float()[..., 0]
+    return torch.cat([rows[:, 0::2], rows[:, 1::2]], dim=1) if spec.gate_up and interleaved else rows

@@ -45,7 +45,7 @@ def dequantize(
     n, k = codes.shape
 
     def columns(values: Tensor, name: str) -> Tensor:
-        values = expand(values, name, spec, n, k, interleaved).double()
+        values = expand(values[None], name, spec, n, k, interleaved)[0].double()
         return values.repeat_interleave(spec.packed_group, 1)[:, :k] if spec.packed_group else values
 
     weight = code_values(spec.format).to(codes.device)[codes.view(torch.uint8).int()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._desc import WeightDesc, packed_shape
-from ._packing import Source, combine_scale2, pack_one
+from ._packing import Source, combine_scale2, pack_some
 from .formats import Operand, ScaleType, WeightFormat, ZeroKind
 from .spec import QuantSpec
 
@@ -107,26 +107,29 @@ class PackedWeight:
         n, k = shape[0], shape[-1] if k is None else k
 
         desc, count = spec.desc(n, k, experts), max(experts, 1)
-        source = Source(codes, scale, zero, dense=dense, code_bits=code_bits, target=target)
+        one = (values[None] if dense and isinstance(values, Tensor) else values for values in (codes, scale, zero))
+        source = Source(*one, code_bits=code_bits, target=target)
         packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
         row_scale = torch.empty(torch.ops.humming.row_scale_shape(desc), dtype=torch.float32, device=target)
         stats = torch.empty(count, 2, dtype=torch.int64, device=target)
-        rebased = row_scale.numel() > 0
-        own = row_scale.view(count, n) if rebased else None
-        for expert in range(count):
-            codes_, scale_, zero_ = source[expert]
-            outputs = {
-                "packed": packed if dense else packed[expert],
-                "row_scale": row_scale[expert] if rebased and not dense else row_scale,
-                "stats": stats[expert],
-            }
-            secondary = pack_one(codes_, scale_, zero_, spec, k, code_bits, interleaved, **outputs)
-            del codes_, scale_, zero_  # before the next expert's come
+        own = row_scale.view(count, n) if row_scale.numel() else None
+        parts = [slice(at, min(at + source.at_a_time, count)) for at in range(0, count, source.at_a_time)]
+        for index, part in enumerate(parts):
+            secondary = pack_some(
+                *source[part],
+                spec,
+                k,
+                code_bits,
+                interleaved,
+                packed=packed.view(count, *packed.shape[-2:])[part],
+                row_scale=row_scale.view(count, -1)[part] if row_scale.numel() else row_scale,
+                stats=stats[index],
+            )
             if secondary is not None:
-                own = secondary.new_empty(count, secondary.numel()) if own is None else own
-                own[expert] = secondary
+                own = secondary.new_empty(count, secondary.shape[1]) if own is None else own
+                own[part] = secondary
         scale2 = combine_scale2(own, scale2.to(target) if scale2 is not None else None, n, experts)
-        rounded, invalid = stats.sum(0).tolist()
+        rounded, invalid = stats[: len(parts)].sum(0).tolist()
         if scale2 is not None:
             # In parts, because the check needs memory.
             invalid += sum(part.numel() - int(part.isfinite().sum()) for part in scale2.view(-1).split(1 << 18))
