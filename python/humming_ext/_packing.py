@@ -49,13 +49,11 @@ class Source:
         target: torch.device,
     ) -> None:
         self._target, self.at_a_time = target, 1
-        small = [values for values in (scale, zero) if values is not None]
-        readable = isinstance(codes, Tensor) and code_bits in (4, 8)
-        if readable and (in_place := _as_the_gpu_reads(codes, target)) is not None:
-            codes = in_place
-            if all(isinstance(values, Tensor) for values in small):
-                self.at_a_time = max(1, codes.nbytes // max(1, 2 * sum(values.nbytes for values in small)))
-        self._values = codes, scale, zero
+        in_place = _as_the_gpu_reads(codes, target) if isinstance(codes, Tensor) and code_bits in (4, 8) else None
+        copied = [values.nbytes for values in (scale, zero) if isinstance(values, Tensor)]
+        if in_place is not None and len(copied) == sum(values is not None for values in (scale, zero)):
+            self.at_a_time = max(1, in_place.nbytes // max(1, 2 * sum(copied)))
+        self._values = codes if in_place is None else in_place, scale, zero
 
     def __getitem__(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Codes, scale and zero of weights."""

@@ -107,8 +107,9 @@ class PackedWeight:
         n, k = shape[0], shape[-1] if k is None else k
 
         desc, count = spec.desc(n, k, experts), max(experts, 1)
-        one = (values[None] if dense and isinstance(values, Tensor) else values for values in (codes, scale, zero))
-        source = Source(*one, code_bits=code_bits, target=target)
+        if isinstance(codes, Tensor) and dense:
+            codes, scale, zero = codes[None], *(v[None] if isinstance(v, Tensor) else None for v in (scale, zero))
+        source = Source(codes, scale, zero, code_bits=code_bits, target=target)
         packed = torch.empty(packed_shape(desc), dtype=torch.uint8, device=target)
         row_scale = torch.empty(torch.ops.humming.row_scale_shape(desc), dtype=torch.float32, device=target)
         stats = torch.empty(count, 2, dtype=torch.int64, device=target)
