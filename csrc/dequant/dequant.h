@@ -60,26 +60,20 @@ HUMMING_HD constexpr uint32_t implied_zero(const FormatTraits& format) {
 
 // Integers of up to 7 bits to bf16, up to 8 to fp16. Or-ing a code into the mantissa of 2^m, m the operand's mantissa
 // bits, gives 2^m + code because one ulp of 2^m is 1. Adding -(2^m + zero) is exact: the constant is an integer of at
-// most m + 1 bits and the result one of at most m. int1 goes one bit higher, 2^m + 2 * code, less 2^m + 1: the values
-// -1 and +1.
+// most m + 1 bits and the result one of at most m.
 template <Format kFormat, Operand kOperand>
 struct IntToHalf : Base<kFormat, kOperand> {
   using B = Base<kFormat, kOperand>;
   static constexpr bool kBf16 = kOperand == Operand::bf16;
   static constexpr int kMantissa = kBf16 ? 7 : 10;
   static constexpr uint32_t kMagic = kBf16 ? 0x4300 : 0x6400;  // 128 in bf16, 1024 in fp16
-  static constexpr bool kSign = kFormat == Format::int1;
   static constexpr int kExponent = 0;
 
-  struct Placement {
-    static constexpr Destination kTo = place(0, B::kBits, kSign ? 1 : 0);
-  };
-
   // -(2^m + zero): zero <= 2^bits <= 2^m, so the sum keeps the exponent of 2^m, or is 2^(m+1) itself.
-  HUMMING_HD static uint32_t param(uint32_t zero) { return repeat16(0x8000 | (kMagic + (kSign ? 1 : zero))); }
+  HUMMING_HD static uint32_t param(uint32_t zero) { return repeat16(0x8000 | (kMagic + zero)); }
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t param) {
-    const uint32_t shifted_up = B::template gather<Placement, n>(words, repeat16(kMagic));
+    const uint32_t shifted_up = B::template gather<typename B::Low, n>(words, repeat16(kMagic));
     return kBf16 ? add_bf16x2(shifted_up, param) : add_f16x2(shifted_up, param);
   }
 };
@@ -213,15 +207,20 @@ struct IntToE4m3 : Base<kFormat, Operand::e4m3> {
   }
 };
 
-// int1 to e4m3: the stored sign bit over the pattern of 2^-9.
-struct Int1ToE4m3 : Base<Format::int1, Operand::e4m3> {
-  using B = Base<Format::int1, Operand::e4m3>;
-  static constexpr int kExponent = 9;
+// int1 to floats: the stored bit over the sign of one number, 1 for 16-bit operands and 2^-9 for e4m3. Stored for e4m3
+// is the sign, for 16-bit operands the code, which is 0 for -1.
+template <Operand kOperand>
+struct Int1ToFloat : Base<Format::int1, kOperand> {
+  using B = Base<Format::int1, kOperand>;
+  static constexpr bool kFp8 = kOperand == Operand::e4m3;
+  static constexpr int kExponent = kFp8 ? 9 : 0;
+  static constexpr uint32_t kBase =
+      kFp8 ? repeat8(0x01) : repeat16(0x8000 ^ (kOperand == Operand::bf16 ? 0x3F80 : 0x3C00));
 
   HUMMING_HD static uint32_t param(uint32_t) { return 0; }
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words, uint32_t) {
-    return B::gather<B::Top, n>(words, repeat8(0x01));
+    return B::template gather<typename B::Top, n>(words, kBase);
   }
 };
 
@@ -283,6 +282,8 @@ constexpr auto select() {
       return E2m1ToE4m3{};
     else
       return FloatToE4m3<kFormat>{};
+  } else if constexpr (kFormat == Format::int1 && (k16 || kFp8)) {
+    return Int1ToFloat<kOperand>{};
   } else if constexpr (k16) {
     if constexpr (kOperand == Operand::bf16 && traits(kFormat).bits == 8)
       return Int8ToBf16<kFormat>{};
@@ -291,10 +292,7 @@ constexpr auto select() {
   } else if constexpr (kKind == Kind::unsigned_int && !kZeroPoint) {
     return PlainUint<kFormat, kOperand>{};
   } else if constexpr (kFp8) {
-    if constexpr (kFormat == Format::int1)
-      return Int1ToE4m3{};
-    else
-      return IntToE4m3<kFormat>{};
+    return IntToE4m3<kFormat>{};
   } else if constexpr (kKind == Kind::unsigned_int) {
     return UintToInteger<kFormat, kOperand>{};
   } else {

@@ -245,11 +245,11 @@ def test_tiles_grow_with_the_rows_of_an_expert(host: ModuleType, operand: str, m
 
 def test_rows_of_other_numbers_of_experts_count_the_tokens_of_one(host: ModuleType) -> None:
     """Experts of one rank of four have the rows of theirs that all of them have on one GPU."""
-    few, many = (WeightCase("e2m1", "e4m3", "e8m0", 32, n=4096, k=2048, experts=count).desc for count in (64, 256))
+    few, many = (WeightCase("e2m1", "e4m3", "e8m0", 32, n=1024, k=4096, experts=count).desc for count in (64, 256))
     for rows in (24, 96, 1536, 24576):
-        assert host.choose_moe(many, 4 * rows)[0] == host.choose_moe(few, rows)[0]
-        chosen = f"chosen by the tuned row n = 4096, k = 2048, 64 experts, {rows} tokens"
-        assert chosen in host.explain_moe(many, 4 * rows)
+        assert host.choose_moe(few, rows)[0] == host.choose_moe(many, 4 * rows)[0]
+        chosen = f"chosen by the tuned row n = 1024, k = 4096, 256 experts, {4 * rows} tokens"
+        assert chosen in host.explain_moe(few, rows)
 
 
 def test_a_mixture_is_explained(host: ModuleType) -> None:
