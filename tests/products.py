@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from humming_ext import _ops
 from oracle.formats import FORMATS, finite_codes, value_table
 from support import TORCH, WeightCase, assert_as_accurate, assert_bits_equal, guarded, rebase_window
 
@@ -76,9 +77,9 @@ class Problem:
         return self.x, self.x_scale, self.packed, self.scale2, self.bias, self.case.desc
 
     def workspace(self) -> torch.Tensor:
-        """Room for a copy of x with a pitch of 128 bytes, full of NaN."""
-        pitch = -(-self.x.shape[1] * self.x.element_size() // 128) * 128
-        return torch.full((self.x.shape[0] * pitch,), 0xFF, dtype=torch.uint8, device=self.x.device)
+        """As much as the functional op takes; full of 0xFF bytes."""
+        size = _ops._row_copy_bytes(self.x, self.case.desc)
+        return torch.full((size,), 0xFF, dtype=torch.uint8, device=self.x.device)
 
     def rows(self, m: int, *, pitched: bool, skew: int = 0) -> Problem:
         """The first m rows, x amid NaN."""

@@ -74,7 +74,9 @@ __device__ void store_moe_sums(const MoeEpilogueParams& p, const Tile& tile, con
   constexpr int kPitch = 16 + Sm90Tile::kReductionPad;
   static_assert(kSlice * kPitch * 4 >= kSlice * Sm90Tile::kStagingBytes / 16);
   const bool gated = p.activation == Activation::swiglu;
-  if (p.dense.vector && (gated || p.activation == Activation::none)) {
+  // 16-bit tokens have scales where a layer weighs them before its first product.
+  const bool usual = (gated || p.activation == Activation::none) && (kTokenScales || p.dense.x_scale == nullptr);
+  if (p.dense.vector && usual) {
 #pragma unroll
     for (int patch = 0; patch < kPatches; ++patch) {
       const int half[2] = {row(patch) + lane / 4, row(patch) + lane / 4 + 8};
