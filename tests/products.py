@@ -30,6 +30,7 @@ PAIRS = [
     ("uint4", "bf16", "fp16", 32, "floating"),
     *((name, "bf16", "bf16", 128, "none") for name in ("int1", "int2", "int3", "int8")),
     *(("e2m1", operand, "e8m0", 32, "none") for operand in ("bf16", "fp16", "e4m3")),
+    ("e2m1", "e4m3", "e8m0", 16, "none"),
     ("e2m1", "bf16", "e4m3", 16, "none"),
     ("nf4", "bf16", "fp32", 64, "none"),
     *((name, operand, "none", 0, "none") for name in ("e4m3", "e3m2", "int8") for operand in ("bf16", "fp16")),
@@ -134,6 +135,10 @@ class Maker:
         if simple and FORMATS[case.fmt].kind in ("float", "table"):
             values = torch.from_numpy(value_table(case.fmt).copy())[legal.long()]
             legal = legal[(values * 4 == (values * 4).round()) & (values.abs() <= 8)]
+        elif case.operand == "fp16" and case.scale not in ("none", "e8m0"):
+            # Times a scale below 8 they are numbers of the operand.
+            values = torch.from_numpy(value_table(case.fmt).copy())[legal.long()]
+            legal = legal[values.abs() <= 2**13]
         return legal.to(self.device)[self.integers(0, len(legal), case.n, case.k).long()]
 
     def scale(self, case: WeightCase, *, simple: bool) -> tuple[torch.Tensor, torch.Tensor]:

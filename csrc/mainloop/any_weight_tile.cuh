@@ -59,17 +59,21 @@ struct AnyWeightTile {
     rows[1] = row(p, 1, kColumn);
   }
 
-  // The registers of MMA step kStep of a half.
+  // The registers of MMA step kStep of a half. Of 8-bit operands the last two are 16 columns on, where another group may
+  // have begun.
   template <int kHalf, int kStep>
   __device__ __forceinline__ void fragment(const Row (&rows)[2], uint32_t (&out)[4]) const {
+    Row later[2] = {rows[0], rows[1]};
+    if constexpr (!kWide) begin_group<kHalf * kHalfK + kStep * kStepK + 16>(*view, later);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      const Row& mine = i < 2 ? rows[i] : later[i - 2];
       float value[kValues];
 #pragma unroll
       for (int v = 0; v < kValues; ++v) {
         const uint32_t* words = reinterpret_cast<const uint32_t*>(record);
         const int index = kValues * (4 * kStep + i) + v;
-        value[v] = rows[i % 2](any_number<Config>(*view, words, kHalf, kLanes * warp + lane, index));
+        value[v] = mine(any_number<Config>(*view, words, kHalf, kLanes * warp + lane, index));
       }
       out[i] = to_register(value);
     }

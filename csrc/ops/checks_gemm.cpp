@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "epilogue/activation_name.h"
+#include "select/selection.h"
 
 namespace humming {
 namespace {
@@ -34,6 +35,11 @@ void check_x_rows(const char* op, const Tensor& x, int64_t dims, const char* mea
                 ", split the call");
   params->x = read_pointer<void>(x);
   params->x_row_bytes = arg.row_stride() * per_element * dtype_bits(params->x_dtype) / 8;
+  if (params->rows == 1) {
+    // One row has no stride: let it be one that every kernel takes.
+    constexpr int64_t kAlign = selection::kRowAlign;
+    params->x_row_bytes = (params->x_row_bytes + kAlign - 1) / kAlign * kAlign;
+  }
 }
 
 // x_scale has the shape of x's rows: none of them (one element), one per row, or one per row and group along k.

@@ -115,22 +115,31 @@ struct Extents {
   int64_t n, k, experts, tokens;
 };
 
-// Rows further from a problem say nothing about it: the product of the ratios of n and k, 2^2.
-inline constexpr double kMaxShapeRatio = 4;
+
+inline double ratio(int64_t a, int64_t b) {
+  return static_cast<double>(std::max<int64_t>({a, b, 1})) / static_cast<double>(std::max<int64_t>(std::min(a, b), 1));
+}
+
+// With experts, tokens are those of one: tiles are of one expert, and how many experts there are makes no other one
+// better.
+inline double tokens_of_one(int64_t tokens, int64_t experts) {
+  return static_cast<double>(tokens) / static_cast<double>(std::max<int64_t>(experts, 1));
+}
+
+// Whether a row says anything about a problem: n times k within 2^2, and not a tile for more than 16 times the tokens.
+// For more tokens than any row has, the tile of the most is right.
+inline bool is_near(const TunedRow& row, const Extents& p) {
+  constexpr double kMaxShapeRatio = 4, kMaxTokenRatio = 16;
+  return ratio(row.n, p.n) * ratio(row.k, p.k) <= kMaxShapeRatio &&
+         tokens_of_one(row.tokens, row.experts) <= kMaxTokenRatio * std::max(tokens_of_one(p.tokens, p.experts), 1.0);
+}
 
 // How far a row is from a problem, the lesser the nearer: shape; token counts below the problem's after all others;
-// token count; number of experts; where weights with other scales have a row of the same place, the faster one. With
-// experts, tokens are those of one: tiles are of one expert, and how many experts there are makes no other one better.
+// token count; number of experts; where weights with other scales have a row of the same place, the faster one.
 using Distance = std::tuple<double, bool, double, double, float>;
 
 inline Distance distance(const TunedRow& row, const Extents& p) {
-  const auto ratio = [](int64_t a, int64_t b) {
-    return static_cast<double>(std::max<int64_t>({a, b, 1})) / std::max<int64_t>(std::min(a, b), 1);
-  };
-  const auto of_one = [](int64_t tokens, int64_t experts) {
-    return static_cast<double>(tokens) / static_cast<double>(std::max<int64_t>(experts, 1));
-  };
-  const double there = of_one(row.tokens, row.experts), here = of_one(p.tokens, p.experts);
+  const double there = tokens_of_one(row.tokens, row.experts), here = tokens_of_one(p.tokens, p.experts);
   return {ratio(row.n, p.n) * ratio(row.k, p.k), there < here, std::abs(there - here), ratio(row.experts, p.experts),
           row.us};
 }
@@ -146,9 +155,9 @@ Choice<Columns> choose(const Problem& p, const Extents& extents, const DeviceInf
     const Instance<Columns>& instance = table.first[i];
     const bool runs = cannot_run(instance, p, device) == nullptr;
     for (; row != tuned.end() && row->instance == i; ++row) {
-      if (!runs) continue;
-      const auto to_row = distance(*row, extents);
-      if (std::get<0>(to_row) > kMaxShapeRatio || (nearest.row != nullptr && to_row >= least_distance)) continue;
+      if (!runs || !is_near(*row, extents)) continue;
+      const Distance to_row = distance(*row, extents);
+      if (nearest.row != nullptr && to_row >= least_distance) continue;
       nearest = {&instance, row};
       least_distance = to_row;
     }

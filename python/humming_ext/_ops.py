@@ -59,7 +59,8 @@ def _row_copy_bytes(x: Tensor, desc: list[int]) -> int:
         return 0
     widened = _ops.widened_bytes(desc, x.dtype, x.shape[0])
     size = x.element_size()
-    if widened or (x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0):
+    aligned = x.shape[0] <= 1 or x.stride(0) * size % 16 == 0
+    if widened or (aligned and x.data_ptr() % 16 == 0):
         return widened
     return x.shape[0] * _ceil_div(x.shape[1] * size, _PITCH_BYTES) * _PITCH_BYTES
 

@@ -276,6 +276,17 @@ def test_packing_memory_does_not_grow_with_the_experts() -> None:
     assert extra(16) < extra(4) + n * k  # less than the codes of one expert more
 
 
+def test_one_row_has_no_stride() -> None:
+    """A row of an odd number of columns that begins where kernels want it is not copied, whatever its stride."""
+    codes, scale = torch.randint(0, 16, (72, 541), dtype=torch.uint8), torch.rand(72, 5).bfloat16()
+    spec = humming_ext.QuantSpec(humming_ext.WeightFormat.int4, group=128, scale_dtype=torch.bfloat16)
+    weight = humming_ext.PackedWeight.pack(codes, scale, spec=spec)
+    x = torch.randn(3, 544).bfloat16()[:1, :541]
+    exact = x.double() @ weight.dequantize().double().T
+    y = ops.gemm(x.cuda().as_strided((1, 541), (544, 1)), None, weight.packed.cuda(), None, None, weight.desc)
+    assert float((y.cpu().double() - exact).abs().max()) < 2**-7 * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("zero", [humming_ext.ZeroKind.none, humming_ext.ZeroKind.integer])
 @pytest.mark.parametrize(("n", "k"), [(96, 200), (128, 256), (192, 384)])
 def test_pinned_weights_are_packed_in_place(n: int, k: int, zero: humming_ext.ZeroKind) -> None:

@@ -81,6 +81,13 @@ def test_rows_of_far_shapes_say_nothing(host: ModuleType, tiles, n: int, k: int,
     assert (name == tiles(256)) == near
 
 
+@pytest.mark.parametrize(("tokens", "near"), [(1, False), (15, False), (16, True), (256, True), (100000, True)])
+def test_tiles_for_far_more_tokens_say_nothing(host: ModuleType, tiles, tokens: int, near: bool) -> None:
+    """int1 had rows from 1024 tokens on only, whose tile then took 79 us for one token, where 7 will do."""
+    row = host.choose(desc(), tokens, [(tiles(256), 4096, 4096, 256, 1.0)])[1]
+    assert row == ((4096, 4096, 256) if near else None)
+
+
 def test_rows_whose_instance_cannot_run_are_passed_over(host: ModuleType, tiles) -> None:
     other = next(n for n, why in host.estimates(desc(), 1).items() if why == "is for another format or operand")
     rows = [(other, 4096, 4096, 16, 1.0), (tiles(256), 4096, 8192, 16, 1.0)]
