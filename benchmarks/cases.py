@@ -141,15 +141,13 @@ class LayerCase(MoeCase):
 
 _SORTED_PAIRS = 8192  # from so many on a layer writes quantised tokens by expert (csrc/ops/checks_fused_moe.cpp)
 
-INT4 = Scheme("int4-g128", WeightFormat.int4, 128)
 UINT4 = Scheme("uint4-g128-zp", WeightFormat.uint4, 128, has_zero=True)
 MXFP4 = Scheme("e2m1-g32-e8m0", WeightFormat.e2m1, 32, torch.float8_e8m0fnu)
-INT4_CHANNEL = Scheme("int4-channel", WeightFormat.int4)
 E4M3 = Scheme("e4m3-channel", WeightFormat.e4m3)
 E3M2 = Scheme("e3m2-channel", WeightFormat.e3m2)
-INT1, INT2, INT3 = (
-    Scheme(f"{name}-g128", WeightFormat[name], 128, torch.bfloat16) for name in ("int1", "int2", "int3")
-)
+INTEGERS = {bits: Scheme(f"int{bits}-g128", WeightFormat[f"int{bits}"], 128) for bits in range(1, 9)}
+CHANNEL_INTEGERS = {bits: Scheme(f"int{bits}-channel", WeightFormat[f"int{bits}"]) for bits in range(1, 9)}
+INT4, INT4_CHANNEL = INTEGERS[4], CHANNEL_INTEGERS[4]
 
 ALL_TOKENS = (1, 3, 8, 16, 32, 64, 100, 128, 256, 512, 1024, 4096, 8192, 16384)
 TABLE_TOKENS = (1, 16, 64, 256, 1024, 4096, 8192)
@@ -167,9 +165,12 @@ PAIRS = {
     (INT4, "int8"): TABLE_TOKENS,
     (E4M3, "e4m3"): TABLE_TOKENS,
     (E3M2, "bf16"): TABLE_TOKENS,
-    (INT3, "bf16"): TABLE_TOKENS,
-    (INT2, "bf16"): TABLE_TOKENS,
-    (INT1, "bf16"): TABLE_TOKENS,
+    **{(INTEGERS[bits], "bf16"): TABLE_TOKENS for bits in (3, 2, 1)},
+}
+# The integers that PAIRS has not, for a row of every width.
+WIDTHS = {
+    **{(INTEGERS[bits], "bf16"): TABLE_TOKENS for bits in (5, 6, 7, 8)},
+    **{(CHANNEL_INTEGERS[bits], "int8"): TABLE_TOKENS for bits in (1, 2, 3, 5, 6, 7, 8)},
 }
 
 # Matrices (n, k) of one expert, as tensor (TP) and expert (EP) parallelism cut them.
@@ -210,10 +211,10 @@ MATRICES = {
 }
 
 
-def _dense(size: int) -> list[Case]:
+def _dense(size: int, pairs: dict[tuple[Scheme, str], tuple[int, ...]]) -> list[Case]:
     return [
         Case("dense", "square", size, size, scheme, activation, tokens)
-        for (scheme, activation), tokens in PAIRS.items()
+        for (scheme, activation), tokens in pairs.items()
     ]
 
 
@@ -274,8 +275,9 @@ def _layers(
 _SWIGLU_OAI = {"function": "swigluoai", "limit": 7.0, "alpha": 1.702, "beta": 1.0, "has_bias": True}
 
 PARTS: dict[str, list[Case]] = {
-    "dense8192": _dense(8192),
-    "dense4096": _dense(4096),
+    "dense8192": _dense(8192, PAIRS),
+    "dense4096": _dense(4096, PAIRS),
+    "widths8192": _dense(8192, WIDTHS),
     "deepseek": _of_model("deepseek-v4-flash", [(MXFP4, "bf16"), (MXFP4, "e4m3")]),
     "gpt-oss": _of_model("gpt-oss-120b", [(MXFP4, "bf16"), (MXFP4, "e4m3")], has_bias=True),
     "qwen3": _of_model("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "int8")]),
