@@ -32,7 +32,7 @@ import torch  # noqa: E402
 
 from benchmarks import results, retune  # noqa: E402
 from benchmarks.cases import ACTIVATIONS, PARTS, Case  # noqa: E402
-from benchmarks.gemm import GemmMatrix  # noqa: E402
+from benchmarks.gemm import GemmMatrix, MmaSyncMatrix  # noqa: E402
 from benchmarks.layer import Layer  # noqa: E402
 from benchmarks.moe import MoeMatrix  # noqa: E402
 from benchmarks.problem import Problem, Weights, WrongResultError  # noqa: E402
@@ -40,7 +40,12 @@ from benchmarks.references import LIBRARY_NAMES, HummingKernels, UnavailableErro
 from benchmarks.timing import IDLE_SECONDS, IDLE_TOKENS, Ceilings, Timer, ratio, sample_in_turn  # noqa: E402
 
 ROUNDS = 5  # alternations of our product and its references
-WEIGHTS: dict[str, type[Weights]] = {"gemm": GemmMatrix, "moe_gemm": MoeMatrix, "fused_moe": Layer}
+WEIGHTS: dict[str, type[Weights]] = {
+    "gemm": GemmMatrix,
+    "gemm_mma_sync": MmaSyncMatrix,
+    "moe_gemm": MoeMatrix,
+    "fused_moe": Layer,
+}
 TUNED = ROOT / "csrc" / "select" / "tuned"
 
 

@@ -173,6 +173,12 @@ WIDTHS = {
     **{(CHANNEL_INTEGERS[bits], "int8"): TABLE_TOKENS for bits in (1, 2, 3, 5, 6, 7, 8)},
 }
 
+# For the main loop of Ampere and Ada.
+MMA_SYNC = {
+    pair: (1, 16, 64, 256, 1024, 4096)
+    for pair in ((INT4, "bf16"), (MXFP4, "bf16"), (E4M3, "bf16"), (INT4_CHANNEL, "int8"), (CHANNEL_INTEGERS[8], "int8"))
+}
+
 # Matrices (n, k) of one expert, as tensor (TP) and expert (EP) parallelism cut them.
 MATRICES = {
     "deepseek-v4-flash": {
@@ -278,6 +284,7 @@ PARTS: dict[str, list[Case]] = {
     "dense8192": _dense(8192, PAIRS),
     "dense4096": _dense(4096, PAIRS),
     "widths8192": _dense(8192, WIDTHS),
+    "mma-sync": [replace(case, op="gemm_mma_sync") for case in _dense(8192, MMA_SYNC)],
     "deepseek": _of_model("deepseek-v4-flash", [(MXFP4, "bf16"), (MXFP4, "e4m3")]),
     "gpt-oss": _of_model("gpt-oss-120b", [(MXFP4, "bf16"), (MXFP4, "e4m3")], has_bias=True),
     "qwen3": _of_model("qwen3-30b-a3b", [(INT4, "bf16"), (INT4, "int8")]),

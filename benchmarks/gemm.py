@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from humming_ext import PackedWeight, _ops
 
 from .product import Matrix, Product
-from .references import LIBRARY_NAMES, Call, HummingKernels, Marlin, library_calls
+from .references import LIBRARY_NAMES, Call, HummingKernels, HummingKernelsMmaSync, Marlin, library_calls
 from .timing import Work
 
 
@@ -58,3 +59,32 @@ class GemmProblem(Product):
         case, operand, device = self.matrix.case, self.matrix.spec.operand, self.matrix.device
         library = {LIBRARY_NAMES[operand]: lambda: library_calls(operand, self.tokens, case.n, case.k, device)}
         return super().references() | library
+
+
+class MmaSyncMatrix(GemmMatrix):
+    """For the kernels of Ampere and Ada on a newer GPU, which the preset `test` has there, and the peer's like them."""
+
+    PEERS = (HummingKernelsMmaSync,)
+
+    def problem(self, tokens: int) -> GemmProblem:
+        return MmaSyncProblem(self, tokens)
+
+
+class MmaSyncProblem(GemmProblem):
+    """Their product, by the instance that selection would choose if there were no others."""
+
+    facts: ClassVar[dict[str, str]] = {"loop": "mma.sync sources on sm_90, which emulates those of fp8 and s4"}
+    uses_pdl = False
+
+    def __init__(self, matrix: MmaSyncMatrix, tokens: int) -> None:
+        super().__init__(matrix, tokens)
+        self._instance: str | None = None
+        if matrix.device.type == "cuda":
+            plans = [plan for plan in self.plans() if plan.name.startswith("gemm_sm80_") and plan.rejection is None]
+            if not plans:
+                raise RuntimeError("no CUDA instance of gemm_sm80 in this build; the preset `test` has some")
+            self._instance = min(plans, key=lambda plan: plan.estimate).name
+            self.calls = self.instance_calls(self._instance)
+
+    def instance(self) -> str | None:
+        return self._instance

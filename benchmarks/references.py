@@ -92,7 +92,6 @@ class HummingKernels:
     def _load(self, matrix: Matrix) -> None:
         from humming.config import GemmType
         from humming.layer import HummingLayer
-        from humming.tune import get_heuristics_config
 
         case, scheme = matrix.case, matrix.case.scheme
         self._gemm_type = GemmType.INDEXED if case.experts else GemmType.DENSE
@@ -133,7 +132,7 @@ class HummingKernels:
         measured = {1, *(matrix.num_rows(tokens) for tokens in matrix.tokens)}
         self._tuning = [
             (low, high, config)
-            for low, high, config in get_heuristics_config(layer_config=self._config, gemm_type=self._gemm_type)
+            for low, high, config in self._heuristics()
             if any(low < rows <= high for rows in measured)
         ]
         tensors = {key: getattr(layer, key, None) for key in self._TENSORS}
@@ -143,6 +142,12 @@ class HummingKernels:
             {"locks": locks.clone(), **{key: tensor.clone() for key, tensor in tensors.items()}}
             for _ in matrix.weights  # as many as ours
         ]
+
+    def _heuristics(self) -> list[tuple[int, int, dict]]:
+        """(rows above these, up to these, how to run them)."""
+        from humming.tune import get_heuristics_config
+
+        return get_heuristics_config(layer_config=self._config, gemm_type=self._gemm_type)
 
     def block(self, rows: int) -> int:
         """Rows that its heuristics pad every expert's to, of this many together."""
@@ -198,6 +203,16 @@ class HummingKernels:
             lambda tensors=tensors, product=product: humming_forward(self._config, **options, **tensors, **product)
             for tensors, product in rotation(self._sets, products)
         ]
+
+
+class HummingKernelsMmaSync(HummingKernels):
+    """The same with mma.sync, as its heuristics for Ampere tune it."""
+
+    def _heuristics(self) -> list[tuple[int, int, dict]]:
+        from humming.tune.sm8x import Sm80Heuristics
+
+        configs = Sm80Heuristics.get_configs(layer_config=self._config, gemm_type=self._gemm_type)
+        return [(low, high, {**config, "mma_type": "mma"}) for low, high, config in configs]
 
 
 class Marlin:
