@@ -6,8 +6,9 @@
 //
 // Pass 1 counts the pairs of the expert and of lower ones, whose number is the expert's first sorted row; sums over the
 // lower warps give each warp's first row. Pass 2 places: within a warp, the rank of a pair is the number of lower lanes
-// that hold the same expert. It leaves out what pass 1 has seen to hold none. Only counts are accumulated by atomics,
-// so their order does not matter. The block of the last expert also writes what lies past the end.
+// that hold the same expert. It leaves out what pass 1 has seen to hold none: all blocks go through all pairs once,
+// where every instruction counts, and through few of them twice. Only counts are accumulated by atomics, so their order
+// does not matter. The block of the last expert also writes what lies past the end.
 #pragma once
 
 #include "core/check.h"
@@ -18,8 +19,9 @@ namespace humming {
 
 namespace moe_align {
 
-inline constexpr int kMinThreads = 128, kMaxThreads = 1024;
+inline constexpr int kMinThreads = 128, kMaxThreads = 512;
 inline constexpr int kWarps = kMaxThreads / kWarpSize;
+inline constexpr int kBlocks = 3;  // per SM: 256 experts are to be counted at once
 inline constexpr int kAtOnce = 4;
 static_assert(kWarps <= kWarpSize, "one warp reduces the partial sums of all warps");
 inline constexpr int64_t kMaxExperts = 8192;  // 32 KiB of counts; a block has 48 KiB without opting in
@@ -52,7 +54,7 @@ __device__ inline int block_sum(int value, int (&partial)[kWarps]) {
 }  // namespace moe_align
 
 template <class Config>
-__global__ void __launch_bounds__(moe_align::kMaxThreads, 1)
+__global__ void __launch_bounds__(moe_align::kMaxThreads, moe_align::kBlocks)
     moe_align_kernel(const __grid_constant__ MoeAlignParams p) {
   using namespace moe_align;
   extern __shared__ int counts[];  // (num_experts)
@@ -73,55 +75,62 @@ __global__ void __launch_bounds__(moe_align::kMaxThreads, 1)
 
   // Both passes go through parts of kAtOnce * 32 pairs, whose experts are asked for at once. The bounds are the same
   // for a whole warp: its lanes vote together.
-  const int64_t span = ceil_div(p.num_pairs, threads) * kWarpSize;
-  const int64_t begin = warp * span;
-  const int64_t end = at_most(begin + span, p.num_pairs);
+  const unsigned num_pairs = static_cast<unsigned>(p.num_pairs);  // below 2^31, so that sums with a part have room
+  const unsigned span = (num_pairs + threads - 1) / threads * kWarpSize;
+  const unsigned begin = warp * span;
+  const unsigned end = min(begin + span, num_pairs);
   constexpr int kPart = kAtOnce * kWarpSize;
-  const int64_t parts_per_bit = ceil_div(span, int64_t{32} * kPart);
-  const auto bit_of = [&](int64_t first) { return 1u << ((first - begin) / kPart / parts_per_bit); };
-  const auto load = [&](int64_t first, int (&found)[kAtOnce]) {
+  const int parts = (span + kPart - 1) / kPart;
+  const int bit_shift = 32 - __clz((parts - 1) / 32);  // 2^bit_shift parts a bit
+  const auto bit_of = [&](int part) { return 1u << (part >> bit_shift); };
+  const auto load = [&](unsigned first, int (&found)[kAtOnce]) {
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int64_t pair = first + i * kWarpSize + lane;
+      const unsigned pair = first + i * kWarpSize + lane;
       found[i] = pair < end ? expert_of(p, pair) : -1;
     }
   };
 
-  int warp_pairs = 0, warp_before = 0;
-  unsigned to_place = 0;  // a bit for a few parts each: whether one holds what this block writes
-  for (int64_t first = begin; first < end; first += kPart) {
+  int own_pairs = 0, own_before = 0;  // of this thread
+  unsigned to_place = 0;              // a bit for a few parts each: whether one holds what this block writes
+  unsigned first = begin;
+  for (int part = 0; first < end; ++part, first += kPart) {
     int found[kAtOnce];
     load(first, found);
+    bool any = false;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (wants_blocks && found[i] >= 0) atomicAdd(&counts[found[i]], 1);
-      warp_before += __popc(__ballot_sync(kFullWarp, found[i] >= 0 && found[i] < expert));
-      const int same = __popc(__ballot_sync(kFullWarp, found[i] == expert));
-      warp_pairs += same;
-      if (same > 0) to_place |= bit_of(first);
+      own_before += static_cast<unsigned>(found[i]) < static_cast<unsigned>(expert);  // -1 is above all
+      own_pairs += found[i] == expert;
+      any |= found[i] == expert;
     }
+    if (any) to_place |= bit_of(part);
   }
+  to_place = __reduce_or_sync(kFullWarp, to_place);
   __syncthreads();
 
   int blocks_before = 0;
   for (int i = threadIdx.x; i < expert && wants_blocks; i += threads) blocks_before += num_blocks_of(counts[i], block);
-  const int first_row = block_sum(lane == 0 ? warp_before : 0, partial);
+  const int first_row = block_sum(own_before, partial);
   const int first_block = block_sum(blocks_before, partial);
-  const int rows = block_sum(lane == 0 ? warp_pairs : 0, partial);
+  const int rows = block_sum(own_pairs, partial);
   const int num_blocks = num_blocks_of(rows, block);
 
+  const int warp_pairs = __reduce_add_sync(kFullWarp, own_pairs);
   if (lane == 0) partial[warp] = warp_pairs;
   __syncthreads();
   int row = first_row + __reduce_add_sync(kFullWarp, lane < warp ? partial[lane] : 0);
 
   // The first block also answers for the pairs that no expert takes.
-  for (int64_t first = begin; first < end; first += kPart) {
-    if (expert > 0 && (to_place & bit_of(first)) == 0) continue;
+  first = begin;
+  for (int part = 0; first < end; ++part, first += kPart) {
+    if (expert > 0 && (to_place & bit_of(part)) == 0) continue;
     int found[kAtOnce];
     load(first, found);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int64_t pair = first + i * kWarpSize + lane;
+      const unsigned pair = first + i * kWarpSize + lane;
       const unsigned same = __ballot_sync(kFullWarp, found[i] == expert);
       if (found[i] == expert) {
         const int at = row + __popc(same & ((1u << lane) - 1));
