@@ -68,7 +68,7 @@ def variant(row: Row) -> str:
 
 def compared_us(row: Row) -> float:
     """The time that references and targets are compared with: of moe_gemm on its own, where it has one."""
-    return row.get("gemm_us") or row["us"]
+    return (row["op"] == "moe_gemm" and row.get("gemm_us")) or row["us"]
 
 
 def line(row: Row) -> str:

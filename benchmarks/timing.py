@@ -54,7 +54,7 @@ class Timer:
         parts = [rotation[i * self.calls_per_replay :][: self.calls_per_replay] for i in range(num_graphs)]
         self.last = (len(rotation) - 1) % len(calls)  # the call that `replay` ends with
         self._calls = calls  # graphs do not keep the tensors that they read
-        self._is_cuda = device.type == "cuda"
+        self._device, self._is_cuda = device, device.type == "cuda"
         self.replays = REPLAYS if self._is_cuda else 2
         self._replays = _capture(parts) if self._is_cuda else [run_all(part) for part in parts]
 
@@ -72,23 +72,30 @@ class Timer:
         # starts the next.
         for i in range(_WARM_UPS):
             self._replays[i % len(self._replays)]()
-        marks = [self._mark()]
+        marks = [mark(self._device)]
         for i in range(replays):
             self._replays[i % len(self._replays)]()
-            marks.append(self._mark())
+            marks.append(mark(self._device))
         if self._is_cuda:
             torch.cuda.synchronize()
-            spans = [start.elapsed_time(end) * 1e3 for start, end in pairwise(marks)]
-        else:
-            spans = [(end - start) * 1e6 for start, end in pairwise(marks)]
-        return [span / self.calls_per_replay for span in spans]
+        return [span / self.calls_per_replay for span in spans(marks)]
 
-    def _mark(self) -> Any:
-        if not self._is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+
+def mark(device: torch.device) -> Any:
+    """This point of time, on CUDA of the current stream."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def spans(marks: Sequence[Any]) -> list[float]:
+    """Microseconds from each mark to the next; the device is done with all."""
+    return [
+        (end - start) * 1e6 if isinstance(start, float) else start.elapsed_time(end) * 1e3
+        for start, end in pairwise(marks)
+    ]
 
 
 def run_all(calls: Sequence[Call]) -> Call:

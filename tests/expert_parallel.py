@@ -23,10 +23,9 @@ ROUNDS = [
 ]
 
 
-def shard(case: LayerCase, rank: int, ranks: int, device: torch.device) -> humming_ext.FusedMoE:
+def shard(module: humming_ext.FusedMoE, rank: int, ranks: int, device: torch.device) -> humming_ext.FusedMoE:
     """The layer of the rank's experts."""
-    module = make_layer(case).module
-    count = case.experts // ranks
+    count = module.w13.weight.fields.experts // ranks
     mine = slice(rank * count, (rank + 1) * count)
 
     def part(weight: humming_ext.PackedWeight) -> humming_ext.PackedWeight:
@@ -55,7 +54,7 @@ def run(layer: ExpertParallelMoE, problem: Problem, device: torch.device) -> tor
 
 def check_case(case: LayerCase, rank: int, ranks: int, device: torch.device) -> None:
     """Against the oracle; twice with the same bits; and with one expert per token, those of the layer in one place."""
-    layer = ExpertParallelMoE(shard(case, rank, ranks, device))
+    layer = ExpertParallelMoE(shard(make_layer(case).module, rank, ranks, device))
     for turns in ROUNDS:
         kind, tokens = turns[rank % len(turns)]
         problem = make_problem(case, Routing(kind, tokens, case.top_k, case.experts))

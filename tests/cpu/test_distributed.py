@@ -9,7 +9,7 @@ import torch.distributed as dist
 from expert_parallel import shard
 from humming_ext import FusedMoE
 from humming_ext.distributed import AllToAll, ExpertParallelMoE
-from moe_layers import BY_NAME
+from moe_layers import BY_NAME, make_layer
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def test_ranks_together_are_the_whole_layer(ranks: int, names: tuple[str, ...], 
 
 
 def test_layers_that_cannot_be_spread_are_refused(tmp_path: Path) -> None:
-    experts = shard(BY_NAME["qwen3-bf16"], 0, 2, CPU)
+    experts = shard(make_layer(BY_NAME["qwen3-bf16"]).module, 0, 2, CPU)
     weights = (experts.w13.weight, experts.w2.weight)
     with pytest.raises(ValueError, match="experts: has an expert_map"):
         ExpertParallelMoE(FusedMoE(*weights, expert_map=torch.arange(8, dtype=torch.int32)))
