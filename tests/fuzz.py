@@ -159,8 +159,11 @@ def run(problem: products.Problem | moe_products.Problem, out: torch.Tensor) -> 
 
 
 def check(seeds: Iterable[int], device: str) -> int:
-    """Checks draws; how many of them this build has no kernel for. Raises AssertionError with the seed."""
-    refused = 0
+    """Checks draws; how many of them this build has no kernel for.
+
+    Raises AssertionError with the seeds of those that fail, and with what each of them says.
+    """
+    refused, failures = 0, []
     for seed in seeds:
         drawn = draw(seed)
         checks = products if drawn.routing is None else moe_products
@@ -173,7 +176,9 @@ def check(seeds: Iterable[int], device: str) -> int:
             if device == "cuda" and REFUSED.search(str(error)):
                 refused += 1
                 continue
-            raise AssertionError(f"seed {seed}: {error}\n{drawn}") from error
+            failures.append((f"seed {seed}: {error}\n{drawn}", error))
+    if failures:
+        raise AssertionError("\n".join(text for text, _ in failures)) from failures[0][1]
     return refused
 
 
