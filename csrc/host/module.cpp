@@ -24,6 +24,7 @@
 #include "layout/weight_desc.h"
 #include "layout/word_codec.h"
 #include "mainloop/any_view.h"
+#include "mainloop/any_weight_tile.cuh"
 
 namespace py = pybind11;
 
@@ -199,6 +200,74 @@ Bytes decode_any(const Bytes& record, const std::vector<int64_t>& desc, int halv
   return codes;
 }
 
+template <Operand kType>
+struct AnyConfig {
+  static constexpr Operand kOperand = kType;
+};
+
+// The number that value v of a register of MMA operands stands for.
+template <Operand kType>
+float operand_value(uint32_t bits, int v) {
+  if constexpr (kType == Operand::bf16) return bf16_to_float(static_cast<uint16_t>(bits >> 16 * v));
+  if constexpr (kType == Operand::fp16) return fp16_to_float(static_cast<uint16_t>(bits >> 16 * v));
+  if constexpr (kType == Operand::e4m3) return e4m3_to_float(static_cast<uint8_t>(bits >> 8 * v));
+  return static_cast<int8_t>(bits >> 8 * v);
+}
+
+template <class Tile, int kStep>
+void put_fragment(const Tile& tile, const AnyView& view, typename Tile::Row (&rows)[2], int warp, int lane,
+                  float* values) {
+  constexpr int kHalf = kStep / Tile::kSteps, kOfHalf = kStep % Tile::kSteps;
+  uint32_t registers[4];
+  tile.template begin_group<kStep * Tile::kStepK>(view, rows);
+  tile.template fragment<kHalf, kOfHalf>(rows, registers);
+  for (int i = 0; i < 4; ++i) {
+    for (int v = 0; v < Tile::kValues; ++v) {
+      const PatchCoord at = patch_coord(Tile::kOrder, lane, 4 * kOfHalf + i, v);
+      values[(16 * warp + at.row) * kTileK + kHalf * kHalfK + at.k] = operand_value<Tile::kOperand>(registers[i], v);
+    }
+  }
+}
+
+template <class Tile, int... kSteps>
+void put_fragments(const Tile& tile, const AnyView& view, int warp, int lane, float* values,
+                   std::integer_sequence<int, kSteps...>) {
+  typename Tile::Row rows[2];
+  (put_fragment<Tile, kSteps>(tile, view, rows, warp, lane, values), ...);
+}
+
+// What the kernel for weights of any format multiplies: operands [64, 128] of a whole record as numbers, and the factor
+// of their sums.
+template <Operand kType>
+py::tuple operands_of(const Bytes& record, const WeightDesc& desc) {
+  using Tile = AnyWeightTile<AnyConfig<kType>>;
+  const RecordGeometry geometry(desc, 2);
+  expect_size(record, geometry.bytes);
+  const AnyView view =
+      any_view(desc, {geometry.groups, geometry.zero_groups, geometry.scale_offset, geometry.zero_offset, false});
+  std::vector<uint32_t> words(record.size() / sizeof(uint32_t));
+  std::copy_n(record.data(), record.size(), reinterpret_cast<uint8_t*>(words.data()));
+  py::array_t<float> values({kStripRows, kTileK});
+  for (int warp = 0; warp < 4; ++warp) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      Tile tile;
+      tile.load(view, reinterpret_cast<const uint8_t*>(words.data()), warp, lane);
+      put_fragments(tile, view, warp, lane, values.mutable_data(), std::make_integer_sequence<int, 2 * Tile::kSteps>{});
+    }
+  }
+  return py::make_tuple(values, view.unit);
+}
+
+py::tuple operands_of_any(const Bytes& record, const std::vector<int64_t>& ints) {
+  const WeightDesc desc = desc_of(ints);
+  switch (desc.operand) {
+    case Operand::bf16: return operands_of<Operand::bf16>(record, desc);
+    case Operand::fp16: return operands_of<Operand::fp16>(record, desc);
+    case Operand::e4m3: return operands_of<Operand::e4m3>(record, desc);
+    default: return operands_of<Operand::s8>(record, desc);
+  }
+}
+
 void bind_layout(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;
   m.def("desc_facts", &desc_facts);
@@ -230,6 +299,7 @@ void bind_layout(py::module_& m) {
   m.def("encode_record", &encode);
   m.def("decode_record", &decode);
   m.def("decode_record_of_any", &decode_any);
+  m.def("operands_of_any", &operands_of_any);
 }
 
 // ---- dequantisers ---------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
                              Config::kCtas) void gemm_sm80_kernel(const __grid_constant__ GemmSm80Params p) {
   using Gemm = GemmOf<Config>;
   constexpr Sm80Tile kTile = Gemm::tile();
-  constexpr float kUnit = power_of_two(Gemm::kExponent);
 
   // Not aligned through an integer: that would make the compiler forget that it is shared memory.
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -41,7 +40,7 @@ __global__ __launch_bounds__(GemmOf<Config>::tile().threads(),
 
   EpilogueTable table(shared + kTile.epilogue_offset(m.stages, m.record_bytes), kTile.rows());
   typename Gemm::Warp warp(thread);
-  table.load_rows(p.epilogue, kUnit, first_row, kTile.rows(), thread, kTile.threads());
+  table.load_rows(p.epilogue, Gemm::unit_of(m), first_row, kTile.rows(), thread, kTile.threads());
   table.load_tokens(p.epilogue, token, work.tokens, thread, kTile.threads());
   Gemm::consume(m, work, shared, thread, warp);
 

@@ -32,7 +32,6 @@ inline constexpr int kBlockStep = 8;  // tokens that an MMA has
 template <class Gemm>
 __device__ __forceinline__ void multiply_tiles(const MoeProductSm80<typename Gemm::Params>& p) {
   constexpr Sm80Tile kTile = Gemm::tile();
-  constexpr float kUnit = power_of_two(Gemm::kExponent);
   constexpr int kPitch = kTile.rows() + kReductionPad;
   using Table = MoeTile<kTile.tokens, kTile.rows()>;
   static_assert(kTile.slice_tokens() == kTile.tokens && sizeof(Table) == moe_table_bytes(kTile.tokens, kTile.rows()));
@@ -67,7 +66,7 @@ __device__ __forceinline__ void multiply_tiles(const MoeProductSm80<typename Gem
                                   warp.row_of(patch), warp.lane);
     }
     __syncthreads();
-    store_moe_partials<kTile.split_k, kTile.rows(), kTile.tokens>(p.epilogue, table, planes, kUnit, thread,
+    store_moe_partials<kTile.split_k, kTile.rows(), kTile.tokens>(p.epilogue, table, planes, Gemm::unit_of(m), thread,
                                                                   kTile.threads());
     __syncthreads();  // the table and the sums have been read
   }

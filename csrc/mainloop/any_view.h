@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/bits.h"
+#include "layout/rebase.h"
 #include "layout/record.h"
 #include "layout/word_codec.h"
 #include "mainloop/record_view.h"
@@ -25,6 +27,9 @@ struct AnyView : RecordView {
   Order order;
   ScaleType scale_type;  // none: without group scales
   ZeroKind zero;
+  // e8m0 scales of floats are part of the operand's values, raised so that all of these are numbers of the operand
+  // (layout/rebase.h): raise * unit = 1.
+  float raise, unit;
   Code codes[kCodesPerLane];      // of a lane: of value v of register n, values of a register * n + v
   int16_t word_offset[kMaxBits];  // of a lane's words in a record, in words: offset + lane * stride of the lane
   int16_t word_stride[kMaxBits];  // 32 * warp + lane, half by half
@@ -56,6 +61,9 @@ inline AnyView any_view(const WeightDesc& desc, const RecordView& view) {
   any.order = desc.order();
   any.scale_type = desc.group > 0 ? desc.scale_type : ScaleType::none;
   any.zero = desc.zero;
+  const RebaseRange range = desc.rebased() ? rebase_range(any.format, desc.operand) : RebaseRange{};
+  any.raise = power_of_two(range.window - range.shift);
+  any.unit = power_of_two(range.shift - range.window);
   const int bits = any.format.bits, values = values_per_register(any.order);
   for (int index = 0; index < kCodesPerLane; ++index) {
     const CodeFields fields = code_fields(codec_of(any.format), any.order, bits, index / values, index % values);

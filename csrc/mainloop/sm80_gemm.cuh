@@ -37,7 +37,6 @@ struct Sm80Gemm {
   static constexpr bool kPromoted = kAccumulatorScale || Config::kTokenGroups;
   // Integers of a record, 128 products of at most 2^14, stay below 2^22.
   static constexpr MmaSum<kOperand> kOrigin = kPromoted && sums_are_integers(kOperand) ? kIntegerOrigin : 0;
-  static constexpr int kExponent = Weights::kExponent;  // number = sum * 2^kExponent
   static constexpr int kPatches = tile().patches;
   static constexpr int kTokenTiles = tile().tokens / 8;
   static constexpr int kSums = tile().tokens / 2;  // accumulators of a thread and patch
@@ -48,6 +47,14 @@ struct Sm80Gemm {
   static_assert(!Config::kTokenGroups || order_of(kOperand) != Order::k16, "16-bit tokens have no scales");
   static_assert(tile().tokens % 8 == 0 && 4 % kPatches == 0, "whole MMAs");
   static_assert(kRowsAtATime % 8 == 0, "token_offset() repeats after 8 tokens");
+
+  // number = sum * unit
+  __device__ __forceinline__ static float unit_of(const Params& p) {
+    if constexpr (kAny)
+      return p.any.unit;
+    else
+      return power_of_two(Weights::kExponent);
+  }
 
   __device__ __forceinline__ static const auto& view_of(const Params& p) {
     if constexpr (kAny)

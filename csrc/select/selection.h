@@ -115,7 +115,6 @@ struct Extents {
   int64_t n, k, experts, tokens;
 };
 
-
 inline double ratio(int64_t a, int64_t b) {
   return static_cast<double>(std::max<int64_t>({a, b, 1})) / static_cast<double>(std::max<int64_t>(std::min(a, b), 1));
 }
