@@ -37,6 +37,30 @@ HUMMING_HD float select(bool condition, float a, float b) {
 inline constexpr float kRoundingBias = 12582912.0f;
 HUMMING_HD float round_even(float x) { return (x + kRoundingBias) - kRoundingBias; }
 
+// Quotients of many values by one divisor, as the division of each would round them, by multiplications: q0 = value / d
+// within 1.5 ulp, as 1 / d is within half an ulp; then two steps q + (value - q d) / d. The first gives a q within one
+// ulp, whose remainder is a number of fp32, so that the second rounds correctly (P. Markstein, IBM J. Res. Dev. 34,
+// 1990).
+//
+// Where `works`, for magnitudes up to 2^66, so that nothing overflows. Of quotients below 2^-41, whose remainders
+// underflow, only the sign and that they are below is right.
+struct Divisor {
+  float divisor, reciprocal;
+  bool works;  // d in [2^-60, 2^60], not of all ones
+
+  HUMMING_HD explicit Divisor(float d) : divisor(d), reciprocal(1.0f / d) {
+    const uint32_t bits = bits_from_float(d), ones = 0x7FFFFF;
+    works = (127 - 60) << 23 <= bits && bits <= (127u + 60) << 23 && (bits & ones) != ones;
+  }
+  HUMMING_HD float quotient(float value) const {
+    float q = value * reciprocal;
+    q = fma(fma(-q, divisor, value), reciprocal, q);
+    q = fma(fma(-q, divisor, value), reciprocal, q);
+    const uint32_t sign = 0x80000000;  // of zeros, too
+    return float_from_bits((bits_from_float(q) & ~sign) | (bits_from_float(value) & sign));
+  }
+};
+
 // e^x, within 1.1 ulp; 0 below -104 and Inf above 89. x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r), q of
 // degree 4 (relative error 1.1e-8). ln 2 is split so that n times its upper part is exact. 2^n is applied in two
 // factors, each a normal number, so that results in the denormal range are right.

@@ -33,9 +33,9 @@ HUMMING_HD uint8_t group_scale_e8m0(uint32_t amax_bits, DType dtype) {
   return float_to_e8m0_ceil(group_scale(amax_bits, dtype));
 }
 
-// round(value / scale) saturated to the type; low bits of the result. NaN stays NaN in floats and is 0 in integers.
-HUMMING_HD uint8_t quantize_value(float value, float scale, DType dtype) {
-  const float v = one_nan(value / scale);
+// round(quotient) saturated to the type; low bits of the result. NaN stays NaN in floats and is 0 in integers.
+HUMMING_HD uint8_t quantize_quotient(float quotient, DType dtype) {
+  const float v = one_nan(quotient);
   if (dtype == DType::e4m3) return float_to_e4m3(v);
   if (dtype == DType::e5m2) return float_to_e5m2(v);
   const float limit = quantized_max(dtype);
@@ -43,14 +43,17 @@ HUMMING_HD uint8_t quantize_value(float value, float scale, DType dtype) {
   const float clamped = finite > limit ? limit : finite < -limit ? -limit : finite;
   return static_cast<uint8_t>(static_cast<int32_t>(math::round_even(clamped)));
 }
+HUMMING_HD uint8_t quantize_value(float value, float scale, DType dtype) {
+  return quantize_quotient(value / scale, dtype);
+}
 
-// Two values at a time, to the low and the high byte: of e4m3 in one instruction where there is one.
+// Two at a time, to the low and the high byte: of e4m3 in one instruction where there is one.
 template <DType kDType>
-HUMMING_HD uint32_t quantize_pair(float low, float high, float scale) {
+HUMMING_HD uint32_t quantize_pair(float low, float high) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-  if constexpr (kDType == DType::e4m3) return e4m3x2_from_f32x2(low / scale, high / scale);
+  if constexpr (kDType == DType::e4m3) return e4m3x2_from_f32x2(low, high);
 #endif
-  return quantize_value(low, scale, kDType) | uint32_t{quantize_value(high, scale, kDType)} << 8;
+  return quantize_quotient(low, kDType) | uint32_t{quantize_quotient(high, kDType)} << 8;
 }
 
 // Two int4 of one byte: the low nibble is the even column.

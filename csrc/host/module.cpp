@@ -268,6 +268,15 @@ py::tuple operands_of_any(const Bytes& record, const std::vector<int64_t>& ints)
   }
 }
 
+// Of each value; without a divisor that works, none.
+py::object quotients_of(const py::array_t<float, py::array::c_style>& values, float divisor) {
+  const math::Divisor by(divisor);
+  if (!by.works) return py::none();
+  py::array_t<float> quotients(values.size());
+  for (int64_t i = 0; i < values.size(); ++i) quotients.mutable_data()[i] = by.quotient(values.data()[i]);
+  return quotients;
+}
+
 void bind_layout(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;
   m.def("desc_facts", &desc_facts);
@@ -300,6 +309,7 @@ void bind_layout(py::module_& m) {
   m.def("decode_record", &decode);
   m.def("decode_record_of_any", &decode_any);
   m.def("operands_of_any", &operands_of_any);
+  m.def("quotients", &quotients_of);
 }
 
 // ---- dequantisers ---------------------------------------------------------------------------------------------------

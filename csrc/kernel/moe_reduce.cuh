@@ -5,8 +5,8 @@
 //   y       (tokens, top_k, hidden), or (rows, hidden), where ids say which;  weights, ids (tokens, top_k);
 //           add, out (tokens, hidden)
 //
-// Slots are added in order, in fp32. A slot with id < 0, and every row from num_valid_tokens on, is not read: it may
-// hold anything.
+// Slots are added in order, in fp32; those of a few are asked for before the first is added. A slot with id < 0, and
+// every row from num_valid_tokens on, is not read: it may hold anything.
 #pragma once
 
 #include "epilogue/reduce.h"
@@ -18,7 +18,8 @@ namespace humming {
 namespace moe_reduce {
 
 inline constexpr int kThreads = 256;
-inline constexpr int kBlocks = 4;  // per SM; without this bound ptxas may spill a few bytes to fit more
+inline constexpr int kBlocks = 3;  // per SM; without this bound ptxas may spill a few bytes to fit more
+inline constexpr int kAtOnce = 4;  // slots
 
 // kSize elements from element `index` on: one vector or one element.
 template <DType kType, int kSize>
@@ -54,16 +55,28 @@ __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
     for (int64_t column = first; column < p.hidden; column += step) {
       float sum[kSize] = {};
       if (token < valid) {
-        for (int64_t slot = 0; slot < p.top_k; ++slot) {
-          const int64_t pair = token * p.top_k + slot;
-          const int64_t id = p.ids != nullptr ? load_integer(p.ids, p.id_dtype, pair) : 0;
-          if (id < 0) continue;
-          const float weight = p.weights != nullptr ? p.weights[pair] : 1.0f;
-          const int64_t row = p.y_by_id ? id * p.y_slot_stride : token * p.y_token_stride + slot * p.y_slot_stride;
-          float values[kSize];
-          load<kType>(p.y, row + column, values);
+        for (int64_t base = 0; base < p.top_k; base += kAtOnce) {
+          int64_t ids[kAtOnce];
+          float weights[kAtOnce], values[kAtOnce][kSize];
 #pragma unroll
-          for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weight, values[i]);
+          for (int i = 0; i < kAtOnce; ++i) {
+            const bool exists = base + i < p.top_k;
+            const int64_t pair = token * p.top_k + base + i;
+            ids[i] = !exists ? -1 : p.ids != nullptr ? load_integer(p.ids, p.id_dtype, pair) : 0;
+            weights[i] = exists && p.weights != nullptr ? p.weights[pair] : 1.0f;
+          }
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int64_t row =
+                p.y_by_id ? ids[i] * p.y_slot_stride : token * p.y_token_stride + (base + i) * p.y_slot_stride;
+            if (ids[i] >= 0) load<kType>(p.y, row + column, values[i]);
+          }
+#pragma unroll
+          for (int slot = 0; slot < kAtOnce; ++slot) {
+            if (ids[slot] < 0) continue;
+#pragma unroll
+            for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weights[slot], values[slot][i]);
+          }
         }
         float values[kSize];
         if (p.add != nullptr) load<kType>(p.add, token * p.add_row_stride + column, values);

@@ -75,12 +75,12 @@ __device__ inline uint32_t largest_magnitude(const float (&values)[kValues]) {
   return amax;
 }
 
-// The codes of a vector, side by side.
+// The codes of a vector's quotients, side by side.
 template <DType kOut>
-__device__ uint2 codes_as(float scale, const float (&values)[kValues]) {
+__device__ uint2 codes_as(const float (&values)[kValues]) {
   uint32_t pairs[kValues / 2];  // of codes, a byte each
 #pragma unroll
-  for (int i = 0; i < kValues / 2; ++i) pairs[i] = quantize_pair<kOut>(values[2 * i], values[2 * i + 1], scale);
+  for (int i = 0; i < kValues / 2; ++i) pairs[i] = quantize_pair<kOut>(values[2 * i], values[2 * i + 1]);
   if constexpr (kOut == DType::int4) {
     uint32_t packed = 0;
 #pragma unroll
@@ -90,12 +90,22 @@ __device__ uint2 codes_as(float scale, const float (&values)[kValues]) {
   return make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 
-__device__ inline uint2 codes_of(const QuantizeParams& p, float scale, const float (&values)[kValues]) {
+// bounded: no value is larger than what the scale stands for.
+__device__ inline uint2 codes_of(const QuantizeParams& p, float scale, bool bounded, const float (&values)[kValues]) {
+  const math::Divisor divisor(scale);
+  float quotients[kValues];
+  if (bounded && divisor.works) {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) quotients[i] = divisor.quotient(values[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) quotients[i] = values[i] / scale;
+  }
   switch (p.out_dtype) {
-    case DType::e4m3: return codes_as<DType::e4m3>(scale, values);
-    case DType::e5m2: return codes_as<DType::e5m2>(scale, values);
-    case DType::int8: return codes_as<DType::int8>(scale, values);
-    default: return codes_as<DType::int4>(scale, values);
+    case DType::e4m3: return codes_as<DType::e4m3>(quotients);
+    case DType::e5m2: return codes_as<DType::e5m2>(quotients);
+    case DType::int8: return codes_as<DType::int8>(quotients);
+    default: return codes_as<DType::int4>(quotients);
   }
 }
 
@@ -197,7 +207,7 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, kHeld == 1 ? quantize::
           const bool write = column < p.k && column % p.group == 0;
           scale = make_scale(p, amax, row, column / p.group, write);
         }
-        codes[i] = codes_of(p, scale, values[i]);
+        codes[i] = codes_of(p, scale, kScope != Scope::tensor, values[i]);
       }
       p.copies.visit(row, [&](int64_t to) {
 #pragma unroll
