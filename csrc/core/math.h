@@ -42,7 +42,7 @@ HUMMING_HD float round_even(float x) { return (x + kRoundingBias) - kRoundingBia
 // ulp, whose remainder is a number of fp32, so that the second rounds correctly (P. Markstein, IBM J. Res. Dev. 34,
 // 1990).
 //
-// Where `works`, for magnitudes up to 2^66, so that nothing overflows. Of quotients below 2^-41, whose remainders
+// Where `works`, for quotients up to 2^60, so that nothing overflows. Of those below 2^-41, whose remainders may
 // underflow, only the sign and that they are below is right.
 struct Divisor {
   float divisor, reciprocal;
