@@ -41,9 +41,9 @@ HUMMING_HD constexpr bool is_gated(Activation activation) {
   return activation >= Activation::swiglu && activation <= Activation::relu2;
 }
 
-// native: by the GPU's own exponential and division, a tenth of the instructions. Their errors (CUDA C++ Programming
-// Guide, intrinsic functions) are 2 + 1.17 |x| and 2 ulp, and below -87 the result is 0. For the epilogues of products,
-// whose sums differ between CPU and GPU anyway.
+// How sigmoid is computed. native: by the GPU's own exponential and division, a tenth of the instructions, which are
+// off by 2 + 1.17 |x| and 2 ulp (CUDA C++ Programming Guide, intrinsic functions); below -87 the result is 0. For the
+// epilogues of products, whose sums differ between CPU and GPU anyway.
 enum class Sigmoid { exact, native };
 
 template <Sigmoid kSigmoid>

@@ -64,9 +64,9 @@ struct Place {
 // tile that exist, 16 at a time. Nothing is waited for where it is asked for: what the next tokens have is fetched
 // before these are staged, and they are stored once the next ones are computed, which is why there are two buffers.
 //   value          as SumEpilogue
-//   place          of the 8 channels of a lane, which are those of row half lane % 2; of none if that half does not
-//   leave row(token)     of the output buffer         [token][row half] of 16 bytes. The halves of every other four
-//   tokens change places: else eight
+//   place          of the 8 channels of a lane, which are those of row half lane % 2; of none, if that half stays
+//   row(token)     of the output
+//   buffer         [token][row half] of 16 bytes. The halves of every other four tokens change places: else eight
 //                  tokens, which lie 32 bytes apart, would share half of the banks
 template <int kTokens, class T, class Value, class Row>
 __device__ void store_vectors(DType type, const T* sums, const Value& value, const Place& place, const Row& row,

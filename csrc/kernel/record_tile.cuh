@@ -2,8 +2,7 @@
 // shared memory, so that global memory is read and written along rows whatever the order of the words.
 //
 //   shared  codes[64 rows][record_pitch]: the pitch moves neighbouring rows four banks on, so that the 8 rows x 16
-//   bytes
-//           in which the lanes of a warp look for a code lie in different ones
+//           bytes in which the lanes of a warp look for a code lie in different ones
 //   thread  128 * half + 32 * warp + lane owns that lane's words of the patch (word_codec.h); the upper half of the
 //           block has none in a half record
 #pragma once
