@@ -231,7 +231,7 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
     const unsigned tiles = (num_tiles - first_tile + step - 1) / step;
 #pragma unroll 1
     for (; tables.turn < tiles; tables.next()) {
-      if constexpr (kTile.mma_patches == 0 && kTile.width_step() < kTile.tokens) {
+      if constexpr (kTile.mma_patches == 0 && kTile.first_width() < kTile.tokens) {
         ptx::mbarrier_wait(tables.full(), tables.phase());
         work.tokens = __shfl_sync(kFullWarp, tables.table().count, 0);
         Consumers::consume_width(m, ring, work, group, consumer);

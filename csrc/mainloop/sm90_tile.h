@@ -59,10 +59,14 @@ struct Sm90Tile {
   constexpr int token_rows(int64_t existing) const {
     return drops_rows() && existing < tokens ? static_cast<int>(existing) : tokens;
   }
-  // With experts a block of rows ends anywhere in x, and its product is as wide as its rows want, in steps; tiles of
-  // many tokens fetch no more of them than that, `box_rows` at a time.
-  constexpr int width_step() const {
-    return tokens == 256 ? 64 : tokens > 128 || two_strips ? 32 : tokens > 32 ? 16 : 8;
+  // With experts a block of rows ends anywhere in x, and its product is as wide as its rows want: first_width(), or one
+  // of those after it. Each has a loop of its own, and the largest tiles have registers for a few of them only, close
+  // to the tile's width. Tiles of many tokens fetch no more of them than that, `box_rows` at a time.
+  constexpr int width_step() const { return tokens > 128 ? 32 : tokens > 32 ? 16 : 8; }
+  constexpr bool few_widths() const { return tokens == 256 || two_strips; }
+  constexpr int first_width() const { return few_widths() ? 64 : width_step(); }
+  constexpr int next_width(int width) const {
+    return width + (few_widths() && 4 * width < 3 * tokens ? 2 : 1) * width_step();
   }
   constexpr bool fetches_boxes() const { return tokens > 64; }
   constexpr int box_rows() const { return multicast ? tokens / 2 : fetches_boxes() ? 32 : tokens; }

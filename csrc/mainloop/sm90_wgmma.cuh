@@ -27,8 +27,7 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
   using typename Base::Weights;
   using typename Base::Work;
 
-  static constexpr int kExponent = Weights::kExponent;                               // number = sum * 2^kExponent
-  static constexpr int kWidthStep = kExperts ? tile().width_step() : tile().tokens;  // of the tokens multiplied
+  static constexpr int kExponent = Weights::kExponent;  // number = sum * 2^kExponent
 
   // Shared-memory descriptor of B, K-major with 128-byte swizzle: 8 tokens a 1024-byte group. The swizzle is one of
   // addresses, so that it may begin at any token row.
@@ -156,13 +155,13 @@ struct Sm90Wgmma : Sm90Consumer<Config> {
 
   // The fewest tokens, from kWidth up, that hold those of the work item. One loop for each, side by side: one after the
   // other they would share accumulators, and wgmma would wait for every one of them.
-  template <int kWidth = kWidthStep>
+  template <int kWidth = tile().first_width()>
   __device__ __forceinline__ static void consume_width(const Sm90MainloopParams& p, Ring& ring, const Work& work,
                                                        int group, Consumer& c) {
     if (kWidth == tile().tokens || work.tokens <= kWidth) {
       consume<kWidth>(p, ring, work, group, c);
     } else if constexpr (kWidth < tile().tokens) {
-      consume_width<kWidth + kWidthStep>(p, ring, work, group, c);
+      consume_width<tile().next_width(kWidth)>(p, ring, work, group, c);
     }
   }
 

@@ -43,8 +43,8 @@ double estimate(const MoeGemmSm90Instance& instance, const MoeProblem& p, const 
   const double active = p.rows.experts * -std::expm1(-rows / p.rows.experts);
   const double per_expert = rows / active;
   const double blocks = active * (per_expert <= tile.tokens ? 1 : per_expert / tile.tokens + 0.5);
-  const double width =
-      std::min(tile.tokens, tile.width_step() * static_cast<int>(std::ceil(rows / blocks / tile.width_step())));
+  int width = tile.first_width();
+  while (width < tile.tokens && width < rows / blocks) width = tile.next_width(width);
   const double multiply = (wide ? 2.7 : 2.0) * width;
   const double tiles = blocks * std::ceil(static_cast<double>(p.gemm.desc.num_strips()) / tile.row_groups);
   const double per_sm = std::clamp<double>(tiles / device.num_sms, 1, c.ctas);
