@@ -23,36 +23,41 @@ constexpr int64_t at_most(int64_t value, int64_t limit) { return value < limit ?
 
 inline bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// A 16-byte vector of elements of the types fp32, bf16 or fp16, as fp32.
+// An element of the types fp32, bf16 or fp16, in the low bits of a word, as fp32.
+template <DType kType>
+__device__ float to_float(uint32_t bits) {
+  if constexpr (kType == DType::fp32) return float_from_bits(bits);
+  if constexpr (kType == DType::bf16) return bf16_to_float(static_cast<uint16_t>(bits));
+  if constexpr (kType == DType::fp16) return fp16_to_float(static_cast<uint16_t>(bits));
+}
+template <DType kType>
+__device__ uint32_t from_float(float value) {
+  if constexpr (kType == DType::fp32) return bits_from_float(value);
+  if constexpr (kType == DType::bf16) return float_to_bf16(value);
+  if constexpr (kType == DType::fp16) return float_to_fp16(value);
+}
+
+// A 16-byte vector of elements as they lie.
 template <DType kType>
 struct Vector {
-  static constexpr int kSize = 8 * kVectorBytes / dtype_bits(kType);
+  static constexpr int kBits = dtype_bits(kType);
+  static constexpr int kSize = 8 * kVectorBytes / kBits;
+  uint32_t words[4] = {};
 
-  __device__ static void load(const uint8_t* from, float (&values)[kSize]) {
+  __device__ void load(const uint8_t* from) {
     const uint4 raw = *reinterpret_cast<const uint4*>(from);
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) values[i] = widen(words[i * 4 / kSize] >> (i * dtype_bits(kType) % 32));
+    words[0] = raw.x;
+    words[1] = raw.y;
+    words[2] = raw.z;
+    words[3] = raw.w;
   }
+  __device__ float operator[](int i) const { return to_float<kType>(words[i * kBits / 32] >> i * kBits % 32); }
 
   __device__ static void store(uint8_t* to, const float (&values)[kSize]) {
     uint32_t words[4] = {};
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) words[i * 4 / kSize] |= narrow(values[i]) << (i * dtype_bits(kType) % 32);
+    for (int i = 0; i < kSize; ++i) words[i * kBits / 32] |= from_float<kType>(values[i]) << i * kBits % 32;
     *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
-  }
-
-  // One element, in the low bits of a word.
-  __device__ static float widen(uint32_t bits) {
-    if constexpr (kType == DType::fp32) return float_from_bits(bits);
-    if constexpr (kType == DType::bf16) return bf16_to_float(static_cast<uint16_t>(bits));
-    if constexpr (kType == DType::fp16) return fp16_to_float(static_cast<uint16_t>(bits));
-  }
-
-  __device__ static uint32_t narrow(float value) {
-    if constexpr (kType == DType::fp32) return bits_from_float(value);
-    if constexpr (kType == DType::bf16) return float_to_bf16(value);
-    if constexpr (kType == DType::fp16) return float_to_fp16(value);
   }
 };
 
@@ -60,7 +65,7 @@ struct Vector {
 template <DType kType>
 __device__ float load_element(const void* data, int64_t index) {
   if constexpr (kType == DType::fp32) return static_cast<const float*>(data)[index];
-  return Vector<kType>::widen(static_cast<const uint16_t*>(data)[index]);
+  return to_float<kType>(static_cast<const uint16_t*>(data)[index]);
 }
 
 template <DType kType>
@@ -68,7 +73,7 @@ __device__ void store_element(void* data, int64_t index, float value) {
   if constexpr (kType == DType::fp32) {
     static_cast<float*>(data)[index] = value;
   } else {
-    static_cast<uint16_t*>(data)[index] = static_cast<uint16_t>(Vector<kType>::narrow(value));
+    static_cast<uint16_t*>(data)[index] = static_cast<uint16_t>(from_float<kType>(value));
   }
 }
 

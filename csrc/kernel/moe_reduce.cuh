@@ -9,6 +9,8 @@
 // every row from num_valid_tokens on, is not read: it may hold anything.
 #pragma once
 
+#include <type_traits>
+
 #include "epilogue/reduce.h"
 #include "kernel/device.cuh"
 #include "kernel/params.h"
@@ -18,18 +20,17 @@ namespace humming {
 namespace moe_reduce {
 
 inline constexpr int kThreads = 256;
-inline constexpr int kBlocks = 3;  // per SM; without this bound ptxas may spill a few bytes to fit more
+inline constexpr int kBlocks = 4;  // per SM; without this bound ptxas may spill a few bytes to fit more
 inline constexpr int kAtOnce = 4;  // slots
 
-// kSize elements from element `index` on: one vector or one element.
-template <DType kType, int kSize>
-__device__ void load(const void* data, int64_t index, float (&values)[kSize]) {
-  if constexpr (kSize == 1) {
-    values[0] = load_element<kType>(data, index);
-  } else {
-    Vector<kType>::load(static_cast<const uint8_t*>(data) + index * dtype_bits(kType) / 8, values);
-  }
-}
+// One element, where rows are not vectors.
+template <DType kType>
+struct Element {
+  float value = 0;
+
+  __device__ void load(const uint8_t* from) { value = load_element<kType>(from, 0); }
+  __device__ float operator[](int) const { return value; }
+};
 
 template <DType kType, int kSize>
 __device__ void store(void* data, int64_t index, const float (&values)[kSize]) {
@@ -46,7 +47,11 @@ template <class Config, DType kType, int kSize>
 __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
     moe_reduce_kernel(const __grid_constant__ MoeReduceParams p) {
   using namespace moe_reduce;
+  using Values = std::conditional_t<kSize == 1, Element<kType>, Vector<kType>>;
   begin_dependent<Config>();
+  const auto at = [](const void* data, int64_t index) {
+    return static_cast<const uint8_t*>(data) + index * dtype_bits(kType) / 8;
+  };
   const int64_t valid = p.num_valid_tokens != nullptr ? *p.num_valid_tokens : p.tokens;
   const int64_t first = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kSize;
   const int64_t step = int64_t{gridDim.y} * kThreads * kSize;
@@ -56,33 +61,31 @@ __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
       float sum[kSize] = {};
       if (token < valid) {
         for (int64_t base = 0; base < p.top_k; base += kAtOnce) {
-          int64_t ids[kAtOnce];
-          float weights[kAtOnce], values[kAtOnce][kSize];
+          Values slots[kAtOnce];
+          float weights[kAtOnce];
+          bool exists[kAtOnce];
 #pragma unroll
           for (int i = 0; i < kAtOnce; ++i) {
-            const bool exists = base + i < p.top_k;
-            const int64_t pair = token * p.top_k + base + i;
-            ids[i] = !exists ? -1 : p.ids != nullptr ? load_integer(p.ids, p.id_dtype, pair) : 0;
-            weights[i] = exists && p.weights != nullptr ? p.weights[pair] : 1.0f;
-          }
-#pragma unroll
-          for (int i = 0; i < kAtOnce; ++i) {
-            const int64_t row =
-                p.y_by_id ? ids[i] * p.y_slot_stride : token * p.y_token_stride + (base + i) * p.y_slot_stride;
-            if (ids[i] >= 0) load<kType>(p.y, row + column, values[i]);
+            const int64_t slot = base + i, pair = token * p.top_k + slot;
+            int64_t id = slot < p.top_k ? 0 : -1;
+            if (slot < p.top_k && p.ids != nullptr) id = load_integer(p.ids, p.id_dtype, pair);
+            exists[i] = id >= 0;
+            weights[i] = slot < p.top_k && p.weights != nullptr ? p.weights[pair] : 1.0f;
+            const int64_t row = p.y_by_id ? id * p.y_slot_stride : token * p.y_token_stride + slot * p.y_slot_stride;
+            if (exists[i]) slots[i].load(at(p.y, row + column));
           }
 #pragma unroll
           for (int slot = 0; slot < kAtOnce; ++slot) {
-            if (ids[slot] < 0) continue;
+            if (!exists[slot]) continue;
 #pragma unroll
-            for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weights[slot], values[slot][i]);
+            for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weights[slot], slots[slot][i]);
           }
         }
-        float values[kSize];
-        if (p.add != nullptr) load<kType>(p.add, token * p.add_row_stride + column, values);
+        Values add;
+        if (p.add != nullptr) add.load(at(p.add, token * p.add_row_stride + column));
 #pragma unroll
         for (int i = 0; i < kSize; ++i) {
-          sum[i] = p.add != nullptr ? reduce_finish(sum[i], p.scale, values[i]) : reduce_finish(sum[i], p.scale);
+          sum[i] = p.add != nullptr ? reduce_finish(sum[i], p.scale, add[i]) : reduce_finish(sum[i], p.scale);
         }
       }
       store<kType>(p.out, token * p.out_row_stride + column, sum);

@@ -80,6 +80,21 @@ def test_shapes(k: int, kind: str) -> None:
             compare("quantize_activation", x, TORCH[kind], 64, activation="silu")
 
 
+@pytest.mark.parametrize("k", [8, 192, 2040, 2048, 2056, 2880, 4096, 16384, 16392])
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_many_rows(x_dtype: torch.dtype, k: int) -> None:
+    """One to eight warps hold a row; the last block has fewer rows than it could."""
+    x = torch.randn(531, k, generator=torch.Generator().manual_seed(k)).to(x_dtype)
+    x[0], x[1, -1], x[2, 0], x[3] = 0, float("nan"), -float("inf"), 1e-7
+    for kind in ("e4m3", "int4"):
+        for group in (0, 32, 64, 128):
+            compare("quantize_activation", x, TORCH[kind], group)
+        compare("quantize_activation", x, TORCH[kind], 128, scale_dtype=E8M0)
+        compare("quantize_activation", x, TORCH[kind], 0, static_scale=torch.tensor([0.01]))
+    strided = torch.cat([x, x], 1)[:, :k]
+    compare("quantize_activation", strided, torch.float8_e5m2, 0)
+
+
 @pytest.mark.parametrize("k", [1, 7, 31])
 def test_odd_widths(k: int) -> None:
     x = torch.randn(5, k)

@@ -44,6 +44,10 @@ CALLS: dict[str, Callable[[int], Call]] = {
         (torch.randn(300, 1040, generator=generator(seed)).bfloat16(), torch.float8_e4m3fn, 128),
         {"activation": "silu", "activation_args": [3.0]},
     ),
+    "quantize_activation-many-rows": lambda seed: Call(
+        "quantize_activation",
+        (torch.randn(513, 2056, generator=generator(seed)).bfloat16(), torch.float8_e4m3fn, 0),
+    ),
     "quantize_activation-static": lambda seed: Call(
         "quantize_activation",
         (torch.randn(300, 520, generator=generator(seed)), torch.int8, 0),
