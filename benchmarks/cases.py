@@ -126,20 +126,18 @@ class LayerCase(MoeCase):
         return self._product("down", self.k, self.n // 2, "contiguous", self.tokens)
 
     def products(self, tokens: Sequence[int]) -> list[Case]:
-        sorts = [self.activation != "bf16" and count * self.top_k >= _SORTED_PAIRS for count in tokens]
-        parts = [self._product("down", self.k, self.n // 2, "contiguous", tuple(tokens))]
-        for layout, sorted_ in (("indexed", False), ("contiguous", True)):
-            counts = tuple(count for count, sorts_x in zip(tokens, sorts, strict=True) if sorts_x == sorted_)
-            parts += [self._product("gate_up", self.n, self.k, layout, counts)] if counts else []
-        return parts
+        # A layer writes the tokens that it quantises by expert.
+        layout = "indexed" if self.activation == "bf16" else "contiguous"
+        return [
+            self._product("down", self.k, self.n // 2, "contiguous", tuple(tokens)),
+            self._product("gate_up", self.n, self.k, layout, tuple(tokens)),
+        ]
 
     def _product(self, matrix: str, n: int, k: int, layout: str, tokens: tuple[int, ...]) -> MoeCase:
         same = ("model", "scheme", "activation", "has_bias", "experts", "top_k", "routing")
         fields = {name: getattr(self, name) for name in same}
         return MoeCase(matrix=matrix, n=n, k=k, layout=layout, tokens=tokens, **fields)
 
-
-_SORTED_PAIRS = 8192  # from so many on a layer writes quantised tokens by expert (csrc/ops/checks_fused_moe.cpp)
 
 UINT4 = Scheme("uint4-g128-zp", WeightFormat.uint4, 128, has_zero=True)
 MXFP4 = Scheme("e2m1-g32-e8m0", WeightFormat.e2m1, 32, torch.float8_e8m0fnu)

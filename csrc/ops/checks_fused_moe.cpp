@@ -14,9 +14,6 @@ namespace {
 
 constexpr const char* kOp = "humming::fused_moe";
 constexpr int64_t kAlign = 128;  // bytes, of every part and every row
-// From so many pairs on, quantised tokens are written in the order of their experts, once for each: where an expert has
-// many rows, a product takes longer to fetch them from anywhere than this takes.
-constexpr int64_t kManyPairs = 8192;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 int64_t row_bytes(int64_t columns, DType dtype) { return aligned((columns * dtype_bits(dtype) + 7) / 8); }
@@ -35,7 +32,9 @@ struct Layer {
   DType out_dtype;
 
   bool indexed() const { return layout == MoeLayout::indexed; }
-  bool sorts_x() const { return indexed() && quantises_x && pairs >= kManyPairs; }
+  // Quantised tokens are written in the order of their experts, once for each: a product brings rows that lie side by
+  // side in fewer and larger copies.
+  bool sorts_x() const { return indexed() && quantises_x; }
   int64_t groups(int64_t k) const { return group ? (k + group - 1) / group : 1; }
   DType h_dtype() const { return w2.operand == Operand::fp16 ? DType::fp16 : DType::bf16; }
 };
