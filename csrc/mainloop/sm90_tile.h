@@ -68,8 +68,8 @@ struct Sm90Tile {
   constexpr int next_width(int width) const {
     return width + (few_widths() && 4 * width < 3 * tokens ? 2 : 1) * width_step();
   }
-  constexpr bool fetches_boxes() const { return tokens > 64; }
-  constexpr int box_rows() const { return multicast ? tokens / 2 : fetches_boxes() ? 32 : tokens; }
+  constexpr bool fetches_boxes() const { return tokens > 32; }
+  constexpr int box_rows() const { return multicast ? tokens / 2 : tokens > 64 ? 32 : fetches_boxes() ? 16 : tokens; }
   constexpr int record_halves() const { return half_records ? 1 : 2; }
   constexpr int token_blocks() const { return record_halves() * kHalfK * value_bytes / 128; }  // of one record
   constexpr int token_copy_bytes(int token_rows) const { return stage_tiles() * token_blocks() * token_rows * 128; }
