@@ -5,8 +5,9 @@
 //   y       (tokens, top_k, hidden), or (rows, hidden), where ids say which;  weights, ids (tokens, top_k);
 //           add, out (tokens, hidden)
 //
-// Slots are added in order, in fp32; those of a few are asked for before the first is added. A slot with id < 0, and
-// every row from num_valid_tokens on, is not read: it may hold anything.
+// Slots are added in order, in fp32; rows of a few are asked for before the first is added. Where the rows are and what
+// they are multiplied by, the lanes of a warp ask for together, and where only y is of the grid ahead, before that has
+// ended. A slot with id < 0, and every row from num_valid_tokens on, is not read: it may hold anything.
 #pragma once
 
 #include <type_traits>
@@ -32,6 +33,21 @@ struct Element {
   __device__ float operator[](int) const { return value; }
 };
 
+// Slots first .. first + 31 of a token, of which a lane has one.
+struct Slots {
+  int64_t row;  // where it begins in y; -1: not read
+  float weight;
+
+  __device__ Slots(const MoeReduceParams& p, int64_t token, int64_t first) : row(-1), weight(1) {
+    const int64_t slot = first + threadIdx.x % kWarpSize, pair = token * p.top_k + slot;
+    if (slot >= p.top_k) return;
+    const int64_t id = p.ids != nullptr ? load_integer(p.ids, p.id_dtype, pair) : 0;
+    if (p.weights != nullptr) weight = p.weights[pair];
+    if (id < 0) return;
+    row = p.y_by_id ? id * p.y_slot_stride : token * p.y_token_stride + slot * p.y_slot_stride;
+  }
+};
+
 template <DType kType, int kSize>
 __device__ void store(void* data, int64_t index, const float (&values)[kSize]) {
   if constexpr (kSize == 1) {
@@ -48,39 +64,43 @@ __global__ void __launch_bounds__(moe_reduce::kThreads, moe_reduce::kBlocks)
     moe_reduce_kernel(const __grid_constant__ MoeReduceParams p) {
   using namespace moe_reduce;
   using Values = std::conditional_t<kSize == 1, Element<kType>, Vector<kType>>;
-  begin_dependent<Config>();
+  if (p.awaits == Awaits::all) begin_dependent<Config>();
   const auto at = [](const void* data, int64_t index) {
     return static_cast<const uint8_t*>(data) + index * dtype_bits(kType) / 8;
   };
   const int64_t valid = p.num_valid_tokens != nullptr ? *p.num_valid_tokens : p.tokens;
-  const int64_t first = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kSize;
-  const int64_t step = int64_t{gridDim.y} * kThreads * kSize;
+  const int64_t stretch = int64_t{kThreads} * kSize;
 
   for (int64_t token = blockIdx.x; token < p.tokens; token += gridDim.x) {
-    for (int64_t column = first; column < p.hidden; column += step) {
+    Slots held(p, token, 0);
+    if (p.awaits == Awaits::values) begin_dependent<Config>();
+    // Whole warps share what their lanes hold, also those past the end of a row.
+    for (int64_t base = blockIdx.y * stretch; base < p.hidden; base += gridDim.y * stretch) {
+      const int64_t column = base + threadIdx.x * kSize;
+      const bool is_column = column < p.hidden;
       float sum[kSize] = {};
-      if (token < valid) {
-        for (int64_t base = 0; base < p.top_k; base += kAtOnce) {
-          Values slots[kAtOnce];
-          float weights[kAtOnce];
-          bool exists[kAtOnce];
+      for (int64_t first = 0; first < p.top_k && token < valid; first += kWarpSize) {
+        if (p.top_k > kWarpSize) held = Slots(p, token, first);
+        const int count = static_cast<int>(at_most(p.top_k - first, kWarpSize));
+        for (int next = 0; next < count; next += kAtOnce) {
+          Values rows[kAtOnce];
+          int64_t row[kAtOnce];
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {  // past the last slot the lanes hold none: next + i is at most 31
+            row[i] = __shfl_sync(kFullWarp, held.row, next + i);
+            if (row[i] >= 0 && is_column) rows[i].load(at(p.y, row[i] + column));
+          }
 #pragma unroll
           for (int i = 0; i < kAtOnce; ++i) {
-            const int64_t slot = base + i, pair = token * p.top_k + slot;
-            int64_t id = slot < p.top_k ? 0 : -1;
-            if (slot < p.top_k && p.ids != nullptr) id = load_integer(p.ids, p.id_dtype, pair);
-            exists[i] = id >= 0;
-            weights[i] = slot < p.top_k && p.weights != nullptr ? p.weights[pair] : 1.0f;
-            const int64_t row = p.y_by_id ? id * p.y_slot_stride : token * p.y_token_stride + slot * p.y_slot_stride;
-            if (exists[i]) slots[i].load(at(p.y, row + column));
-          }
+            const float weight = __shfl_sync(kFullWarp, held.weight, next + i);
+            if (row[i] < 0) continue;
 #pragma unroll
-          for (int slot = 0; slot < kAtOnce; ++slot) {
-            if (!exists[slot]) continue;
-#pragma unroll
-            for (int i = 0; i < kSize; ++i) sum[i] = reduce_accumulate(sum[i], weights[slot], slots[slot][i]);
+            for (int j = 0; j < kSize; ++j) sum[j] = reduce_accumulate(sum[j], weight, rows[i][j]);
           }
         }
+      }
+      if (!is_column) continue;
+      if (token < valid) {
         Values add;
         if (p.add != nullptr) add.load(at(p.add, token * p.add_row_stride + column));
 #pragma unroll

@@ -26,8 +26,6 @@ struct RowsInUse {
   }
 };
 
-// x [rows, k or 2k] -> out [rows, k], scale [rows, num_groups]. The value of column c is x[row, c], or
-// activation(x[row, c], x[row, k + c]) for gated activations. Rows not in use are neither read nor written.
 // Where the results of a row go: to itself, or to every one of `count` rows that is not negative.
 struct RowCopies {
   const int32_t* to;  // [rows, count], or nullptr
@@ -43,6 +41,12 @@ struct RowCopies {
   }
 };
 
+// What a launch reads of what the grid ahead of it writes. The rest has been there since before that grid began, and
+// may be read before it ends.
+enum class Awaits : int32_t { all, values, copies };
+
+// x [rows, k or 2k] -> out [rows, k], scale [rows, num_groups]. The value of column c is x[row, c], or
+// activation(x[row, c], x[row, k + c]) for gated activations. Rows not in use are neither read nor written.
 struct QuantizeParams {
   const void* x;
   DType x_dtype;  // fp32, bf16, fp16
@@ -62,6 +66,7 @@ struct QuantizeParams {
   RowsInUse used;
   Activation activation;
   ActivationArgs activation_args;
+  Awaits awaits;  // values: of x
 };
 
 // ---- moe_align ------------------------------------------------------------------------------------------------------
@@ -98,6 +103,7 @@ struct MoeReduceParams {
   int64_t add_row_stride;
   void* out;
   int64_t out_row_stride;
+  Awaits awaits;  // values: of y
 };
 
 // ---- prepack --------------------------------------------------------------------------------------------------------

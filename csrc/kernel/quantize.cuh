@@ -97,7 +97,7 @@ template <class Config, DType kType, quantize::Scope kScope>
 __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
     quantize_kernel(const __grid_constant__ QuantizeParams p, quantize::Vectors vectors) {
   using namespace quantize;
-  begin_dependent<Config>();
+  await<Config>(p, Awaits::all);
   // The bounds of the column loops are the same for all threads of the block: they reduce together.
   const int64_t stretch = int64_t{blockDim.x} * kValues;
   const int64_t first = blockIdx.y * stretch;
@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
   if (kScope == Scope::tensor && blockIdx.x == 0 && blockIdx.y == 0) copy_static_scale(p);
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     if (!p.used.has(row)) continue;
+    await<Config>(p, Awaits::values);
     float values[kValues];
     const auto load_activated = [&](int64_t column) {
       load<kType>(p, row, column, p.k, vectors.in, values);
@@ -113,26 +114,33 @@ __global__ void __launch_bounds__(quantize::kMaxThreads, quantize::kBlocks)
     };
     float scale = 1.0f;
     if constexpr (kScope == Scope::tensor) scale = *p.static_scale;
+    load_activated(first + threadIdx.x * kValues);
+    uint32_t amax = largest_magnitude(values);
+    const bool again = kScope == Scope::row && step < p.k;  // whether all columns are loaded twice
+    for (int64_t base = first + step; base < p.k && again; base += step) {
+      load_activated(base + threadIdx.x * kValues);
+      amax = max(amax, largest_magnitude(values));
+    }
+    await<Config>(p, Awaits::copies);
+    const Destinations to(p.copies, row);
     if constexpr (kScope == Scope::row) {
       __shared__ uint32_t partial[kMaxWarps];
-      uint32_t amax = 0;
-      for (int64_t base = first; base < p.k; base += step) {
-        load_activated(base + threadIdx.x * kValues);
-        amax = max(amax, largest_magnitude(values));
-      }
-      scale = make_scale(p, block_max(amax, partial), row, 0, threadIdx.x == 0);
+      scale = make_scale(p, block_max(amax, partial), row, to, 0, threadIdx.x == 0);
     }
     for (int64_t base = first; base < p.k; base += step) {
       const int64_t column = base + threadIdx.x * kValues;
-      if (kScope != Scope::row || step < p.k) load_activated(column);
+      if (again || base > first) load_activated(column);
       if constexpr (kScope == Scope::group) {
-        const uint32_t amax = largest_of_group(p, largest_magnitude(values));
-        scale = make_scale(p, amax, row, column / p.group, column < p.k && column % p.group == 0);
+        const uint32_t of_group = largest_of_group(p, largest_magnitude(values));
+        scale = make_scale(p, of_group, row, to, column / p.group, column < p.k && column % p.group == 0);
       }
       const uint2 codes = Quotients(scale, kScope != Scope::tensor).codes(p.out_dtype, values);
-      if (column < p.k) p.copies.visit(row, [&](int64_t to) { store(p, to, column, vectors.out, codes); });
+      to.visit([&](int64_t out) {
+        if (column < p.k) store(p, out, column, vectors.out, codes);
+      });
     }
   }
+  begin_dependent<Config>();  // blocks without rows too: else this grid might end before the one ahead
 }
 
 namespace quantize {

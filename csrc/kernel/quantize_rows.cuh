@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(quantize_rows::kWarps* kWarpSize, quantize_row
     quantize_rows_kernel(const __grid_constant__ QuantizeParams p, int warps) {
   using namespace quantize_rows;
   constexpr int kHeld = quantize_rows::held(kType);
-  begin_dependent<Config>();
+  quantize::await<Config>(p, Awaits::all);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int team = warp / warps;
   const int64_t row = int64_t{blockIdx.x} * (kWarps / warps) + team;
@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(quantize_rows::kWarps* kWarpSize, quantize_row
   const int width = warps * kWarpSize * kValues;
   const int k = in_use ? static_cast<int>(p.k) : 0;
 
+  quantize::await<Config>(p, Awaits::values);
   if (kScope == Scope::tensor && blockIdx.x == 0) quantize::copy_static_scale(p);
   Held<kType> held[kHeld];
   const uint8_t* from = static_cast<const uint8_t*>(p.x) + (row * p.x_row_stride + first) * dtype_bits(kType) / 8;
@@ -87,6 +88,8 @@ __global__ void __launch_bounds__(quantize_rows::kWarps* kWarpSize, quantize_row
   for (int i = 0; i < kHeld; ++i) {
     if (first + i * width < k) held[i].load(from + i * width * dtype_bits(kType) / 8);
   }
+  quantize::await<Config>(p, Awaits::copies);
+  const quantize::Destinations to(p.copies, in_use ? row : 0);
   float scale = 1.0f;
   if constexpr (kScope == Scope::tensor) scale = *p.static_scale;
   if constexpr (kScope == Scope::row) {
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(quantize_rows::kWarps* kWarpSize, quantize_row
       __syncthreads();
       for (int i = team * warps; i < (team + 1) * warps; ++i) amax = max(amax, partial[i]);
     }
-    scale = quantize::make_scale(p, amax, row, 0, first == 0 && in_use);
+    scale = quantize::make_scale(p, amax, row, to, 0, first == 0 && in_use);
   }
   uint2 codes[kHeld];
 #pragma unroll
@@ -109,15 +112,15 @@ __global__ void __launch_bounds__(quantize_rows::kWarps* kWarpSize, quantize_row
     const int column = first + i * width;
     if constexpr (kScope == Scope::group) {
       const uint32_t amax = quantize::largest_of_group(p, Held<kType>::magnitude(held[i].largest(0)));
-      scale = quantize::make_scale(p, amax, row, column / p.group, column < k && column % p.group == 0);
+      scale = quantize::make_scale(p, amax, row, to, column / p.group, column < k && column % p.group == 0);
     }
     float values[kValues];
     held[i].widen(values);
     codes[i] = quantize::Quotients(scale, kScope != Scope::tensor).codes(p.out_dtype, values);
   }
   if (!in_use) return;
-  p.copies.visit(row, [&](int64_t to) {
-    uint8_t* out = quantize::place_of(p, to, first);
+  to.visit([&](int64_t copy) {
+    uint8_t* out = quantize::place_of(p, copy, first);
     const int step = p.out_dtype == DType::int4 ? width / 2 : width;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {

@@ -85,20 +85,60 @@ __device__ inline uint32_t largest_of_group(const QuantizeParams& p, uint32_t la
   return largest;
 }
 
-// The scale of a group of a row with largest magnitude `amax`, written by one thread and returned as fp32 to all
-// that ask.
-__device__ inline float make_scale(const QuantizeParams& p, uint32_t amax, int64_t row, int64_t group, bool write) {
+// Before a kernel reads what the grid ahead writes; where that is something else, nothing.
+template <class Config>
+__device__ void await(const QuantizeParams& p, Awaits what) {
+  if (p.awaits == what) begin_dependent<Config>();
+}
+
+// The rows to which the results of a row go, for a whole warp: a lane has one of them. They are asked for together,
+// and before anything is stored: behind stores, every load would wait for the one before it.
+class Destinations {
+ public:
+  __device__ Destinations(const RowCopies& copies, int64_t row)
+      : copies_(copies), row_(row), mine_(copies.to != nullptr ? load(0) : -1) {}
+
+  // visit(row) by all lanes.
+  template <class Visit>
+  __device__ void visit(const Visit& visit) const {
+    if (copies_.to == nullptr) return visit(row_);
+    for (int64_t first = 0; first < copies_.count; first += kWarpSize) {
+      const int32_t mine = first == 0 ? mine_ : load(first);
+      const int count = static_cast<int>(at_most(copies_.count - first, kWarpSize));
+      for (int i = 0; i < count; ++i) {
+        const int32_t copy = __shfl_sync(kFullWarp, mine, i);
+        if (copy >= 0) visit(int64_t{copy});
+      }
+    }
+  }
+
+ private:
+  __device__ int32_t load(int64_t first) const {
+    const int64_t i = first + threadIdx.x % kWarpSize;
+    return i < copies_.count ? copies_.to[row_ * copies_.count + i] : -1;
+  }
+
+  const RowCopies& copies_;
+  int64_t row_;
+  int32_t mine_;
+};
+
+// The scale of a group of a row with largest magnitude `amax`, written by one thread and returned as fp32 to
+// all. By whole warps.
+__device__ inline float make_scale(const QuantizeParams& p, uint32_t amax, int64_t row, const Destinations& to,
+                                   int64_t group, bool write) {
   if (p.scale_dtype == DType::e8m0) {
     const uint8_t code = group_scale_e8m0(amax, p.out_dtype);
-    if (write)
-      p.copies.visit(row, [&](int64_t to) { static_cast<uint8_t*>(p.scale)[to * p.num_groups + group] = code; });
+    to.visit([&](int64_t out) {
+      if (write) static_cast<uint8_t*>(p.scale)[out * p.num_groups + group] = code;
+    });
     return e8m0_to_float(code);
   }
   const float scale = group_scale(amax, p.out_dtype);
-  if (write) {
-    const float stored = p.row_factors != nullptr ? scale * p.row_factors[row] : scale;
-    p.copies.visit(row, [&](int64_t to) { static_cast<float*>(p.scale)[to * p.num_groups + group] = stored; });
-  }
+  const float stored = write && p.row_factors != nullptr ? scale * p.row_factors[row] : scale;
+  to.visit([&](int64_t out) {
+    if (write) static_cast<float*>(p.scale)[out * p.num_groups + group] = stored;
+  });
   return scale;
 }
 

@@ -112,7 +112,7 @@ Parts parts_of(const Layer& layer) {
 }
 
 // The quantisation to `to` of the rows that `product` takes; it then takes them from there.
-QuantizeParams quantise(const Layer& layer, const RowsInUse& used, const RowCopies& copies, uint8_t* to,
+QuantizeParams quantise(const Layer& layer, const RowsInUse& used, const RowCopies& copies, Awaits awaits, uint8_t* to,
                         GemmParams* product) {
   const int64_t k = product->desc.k, groups = layer.groups(k);
   QuantizeParams params{};
@@ -132,6 +132,7 @@ QuantizeParams quantise(const Layer& layer, const RowsInUse& used, const RowCopi
   params.scale_dtype = DType::fp32;
   params.used = used;
   params.activation = Activation::none;
+  params.awaits = awaits;
 
   product->rows = results;
   product->x = to;
@@ -293,6 +294,7 @@ void connect_pairs(const Arguments& a, const Layer& layer, const Parts& parts, F
   reduce.ids = align.positions;  // -1: no expert here takes the pair
   reduce.id_dtype = DType::int32;
   reduce.scale = static_cast<float>(a.scale);
+  reduce.awaits = Awaits::values;
   if (a.add) {
     const Arg arg(kOp, "add", *a.add);
     arg.dtype({a.out.scalar_type()}).on_device_of(a.x, "x").shape(sizes_of(a.out), "[tokens, N]").matrix_rows();
@@ -309,8 +311,11 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   GemmParams &gate_up = params->gate_up.gemm, &down = params->down.gemm;
   uint8_t* const base = write_pointer<uint8_t>(a.workspace);
   if (layer.quantises_x) {
-    const RowCopies copies = layer.sorts_x() ? RowCopies{params->align.positions, layer.top_k} : RowCopies{};
-    params->quantize_x = quantise(layer, x_rows, copies, base + parts.x, &gate_up);
+    // Between x and its quantisation is the alignment.
+    const bool sorts = layer.sorts_x();
+    const RowCopies copies = sorts ? RowCopies{params->align.positions, layer.top_k} : RowCopies{};
+    params->quantize_x =
+        quantise(layer, x_rows, copies, sorts ? Awaits::copies : Awaits::all, base + parts.x, &gate_up);
   }
   down.x = gate_up.out;
   down.x_dtype = gate_up.out_dtype;
@@ -319,7 +324,8 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   down.x_scale = {nullptr, DType::fp32, 0, 0, 0};
   if (takes_quantised(layer.w2)) {
     const RowsInUse sorted = {params->align.offsets + layer.w2.experts, DType::int32, layer.pairs};
-    params->quantize_h = quantise(layer, layer.indexed() ? sorted : x_rows, {}, base + parts.h_quantised, &down);
+    params->quantize_h =
+        quantise(layer, layer.indexed() ? sorted : x_rows, {}, Awaits::values, base + parts.h_quantised, &down);
   }
 }
 
