@@ -42,25 +42,29 @@ def align_call(topk_ids: torch.Tensor, experts: int, block: int) -> tuple[Call, 
 class Routing:
     """One draw, and a call of moe_align that sorts it, into tensors that are allocated once."""
 
-    def __init__(self, ids: np.ndarray, case: MoeCase, device: torch.device) -> None:
+    def __init__(self, ids: np.ndarray, experts: int, layout: str, device: torch.device) -> None:
         self.ids = ids
         self.topk_ids = torch.from_numpy(ids).to(device)  # int32 [tokens, top_k]
-        self.align, self._aligned = align_call(self.topk_ids, case.experts, _BLOCK)
-        self._is_indexed = case.layout == "indexed"
+        self.align, self.aligned = align_call(self.topk_ids, experts, _BLOCK)
+        self._is_indexed = layout == "indexed"
         self.align()
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Of moe_gemm: from layout to top_k."""
-        offsets = self._aligned["expert_offsets"]
+        offsets = self.aligned["expert_offsets"]
         if self._is_indexed:
-            return ("indexed", self._aligned["sorted_pairs"], None, None, offsets, None, None, self.ids.shape[1])
+            return ("indexed", self.aligned["sorted_pairs"], None, None, offsets, None, None, self.ids.shape[1])
         return ("contiguous", None, None, None, offsets, None, None, 1)
 
     def row_experts(self) -> np.ndarray:
         """The expert of each row of the output, without help from the ops."""
         experts = self.ids.reshape(-1)
         return experts if self._is_indexed else np.sort(experts)
+
+    def row_tokens(self) -> np.ndarray:
+        """The token of each row that lies by expert, without help from the ops."""
+        return np.argsort(self.ids.reshape(-1), kind="stable") // self.ids.shape[1]
 
     def peer_ids(self) -> torch.Tensor:
         """int32 [rows of x, experts per row]: the same routing of the same rows of x to the same rows of the output."""
@@ -96,10 +100,10 @@ class MoeMatrix(Matrix):
 class MoeProblem(Product):
     """What an engine calls for one matrix, in rotation over routings and copies of the weights. `calls` contain
 
-    1. quantize_activation, per token, if the case times the quantisation;
-    2. moe_align;
-    3. moe_gemm, without activation: of tokens by index (gate_up), or of rows that lie together by expert (down), as
-       the product before can leave them.
+    1. moe_align;
+    2. quantize_activation, per token, if the case times the quantisation, of gate_up into the order of experts;
+    3. moe_gemm, without activation: of tokens by index (gate_up), or of rows that lie together by expert (down, as the
+       product before can leave them, and what was quantised just before).
 
     An engine aligns once for gate_up and down; each contains it here. `gemm_calls` are moe_gemm on its own, aligned
     before, as the peer's kernel is called: ratios and targets are about them. Where the quantisation is timed there are
@@ -110,27 +114,33 @@ class MoeProblem(Product):
         case: MoeCase = matrix.case
         pairs = matrix.num_rows(tokens)
         super().__init__(matrix, tokens, case.local_tokens(tokens) if case.layout == "indexed" else pairs)
-        self._routings = [Routing(ids, case, matrix.device) for ids in matrix.draws(tokens)]
+        self._is_quantisation_timed = case.quantisation == "timed"
+        self._sorts = self._is_quantisation_timed and case.layout == "indexed"
+        layout = "contiguous" if self._sorts else case.layout
+        self._routings = [Routing(ids, case.experts, layout, matrix.device) for ids in matrix.draws(tokens)]
+        self._rows = self.x, self.x_scale  # of x, as the product takes them
+        if self._sorts:
+            positions = self._routings[0].aligned["positions"]
+            self._rows = _ops._quantize_activation_outputs(self.x16, self.x.dtype, 0, positions=positions)
         desc = matrix.weights[0].desc
-        size = _ops._moe_gemm_workspace_bytes(self.x, desc, case.layout, case.top_k)
+        size = _ops._moe_gemm_workspace_bytes(self._rows[0], desc, layout, case.top_k)
         self._workspace = _ops._workspace(self.out, size)
         self.num_products = len(self._routings)
         self._active = matrix.active_experts(tokens)
-        self._is_quantisation_timed = case.quantisation == "timed"
         self._turns = turns = rotation(matrix.weights, self._routings)
         gemm_calls = [self._gemm_call(weight, routing) for weight, routing in turns]
-        before = [self._quantise_call()] if self._is_quantisation_timed else []
         self.calls = [
-            run_all([*before, routing.align, call]) for call, (_, routing) in zip(gemm_calls, turns, strict=True)
+            run_all([routing.align, *self._quantise_calls(routing), call])
+            for call, (_, routing) in zip(gemm_calls, turns, strict=True)
         ]
         self.gemm_calls = None if self._is_quantisation_timed else gemm_calls
         self.facts = {
-            **{"layout": case.layout, "top_k": case.top_k, "pairs": pairs, "active_experts": self._active},
+            **{"layout": layout, "top_k": case.top_k, "pairs": pairs, "active_experts": self._active},
             **{"draws": self.num_products, "peer_routing": "same"},
         }
 
     def _gemm_call(self, weight: PackedWeight, routing: Routing, instance: str | None = None) -> Call:
-        arguments = (self.x, self.x_scale, weight.packed, weight.scale2, self.matrix.bias, weight.desc)
+        arguments = (*self._rows, weight.packed, weight.scale2, self.matrix.bias, weight.desc)
         arguments += routing.arguments
         options: dict[str, Any] = {"out": self.out, "workspace": self._workspace}
         if instance is not None:
@@ -141,9 +151,13 @@ class MoeProblem(Product):
     def instance_calls(self, name: str) -> list[Call]:
         return [self._gemm_call(weight, routing, name) for weight, routing in self._turns]
 
-    def _quantise_call(self) -> Call:
-        x16, outputs = self.x16, {"out": self.x, "scale": self.x_scale}
-        return lambda: _torch_ops.quantize_activation.out(x16, 0, **outputs)
+    def _quantise_calls(self, routing: Routing) -> list[Call]:
+        if not self._is_quantisation_timed:
+            return []
+        x16, options = self.x16, dict(zip(("out", "scale"), self._rows, strict=True))
+        if self._sorts:
+            options["positions"] = routing.aligned["positions"]
+        return [lambda: _torch_ops.quantize_activation.out(x16, 0, **options)]
 
     @property
     def work(self) -> Work:
@@ -157,8 +171,10 @@ class MoeProblem(Product):
 
     def _sources(self, product: int) -> tuple[np.ndarray, np.ndarray]:
         rows, case = self._sampled_rows, self.matrix.case
-        experts = self._routings[product].row_experts()[rows]
-        return rows // case.top_k if case.layout == "indexed" else rows, experts
+        routing = self._routings[product]
+        if self._sorts:
+            return routing.row_tokens()[rows], routing.row_experts()[rows]
+        return rows // case.top_k if case.layout == "indexed" else rows, routing.row_experts()[rows]
 
     def references(self) -> dict[str, Callable[[], list[Call]]]:
         return {} if self._is_quantisation_timed else super().references()

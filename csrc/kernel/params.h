@@ -26,17 +26,19 @@ struct RowsInUse {
   }
 };
 
-// Where the results of a row go: to itself, or to every one of `count` rows that is not negative.
+// Where the results of a row go: to itself, or to every one of `count` rows of `limit` that exist.
 struct RowCopies {
   const int32_t* to;  // [rows, count], or nullptr
-  int64_t count;
+  int64_t count, limit;
+
+  HUMMING_HD bool has(int64_t copy) const { return 0 <= copy && copy < limit; }
 
   template <class Visit>
   HUMMING_HD void visit(int64_t row, Visit visit) const {
     if (to == nullptr) return visit(row);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t copy = to[row * count + i];
-      if (copy >= 0) visit(copy);
+      if (has(copy)) visit(copy);
     }
   }
 };

@@ -107,7 +107,7 @@ class Destinations {
       const int count = static_cast<int>(at_most(copies_.count - first, kWarpSize));
       for (int i = 0; i < count; ++i) {
         const int32_t copy = __shfl_sync(kFullWarp, mine, i);
-        if (copy >= 0) visit(int64_t{copy});
+        if (copies_.has(copy)) visit(int64_t{copy});
       }
     }
   }

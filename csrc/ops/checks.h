@@ -33,7 +33,7 @@ MoeParams check_moe_gemm(const Tensor& x, const OptionalTensor& x_scale, const T
 
 QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const std::string& activation,
                                          const std::vector<double>& activation_args, const OptionalTensor& static_scale,
-                                         const Tensor& out, const Tensor& scale);
+                                         const OptionalTensor& positions, const Tensor& out, const Tensor& scale);
 
 MoeAlignParams check_moe_align(const Tensor& topk_ids, int64_t num_experts, int64_t block,
                                const OptionalTensor& expert_map, const Tensor& sorted_pairs, const Tensor& positions,

@@ -313,7 +313,7 @@ void connect_rows(const Arguments& a, const Layer& layer, const Parts& parts, co
   if (layer.quantises_x) {
     // Between x and its quantisation is the alignment.
     const bool sorts = layer.sorts_x();
-    const RowCopies copies = sorts ? RowCopies{params->align.positions, layer.top_k} : RowCopies{};
+    const RowCopies copies = sorts ? RowCopies{params->align.positions, layer.top_k, layer.pairs} : RowCopies{};
     params->quantize_x =
         quantise(layer, x_rows, copies, sorts ? Awaits::copies : Awaits::all, base + parts.x, &gate_up);
   }

@@ -9,7 +9,7 @@ namespace humming {
 
 QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const std::string& activation,
                                          const std::vector<double>& activation_args, const OptionalTensor& static_scale,
-                                         const Tensor& out, const Tensor& scale) {
+                                         const OptionalTensor& positions, const Tensor& out, const Tensor& scale) {
   const char* op = "humming::quantize_activation";
   QuantizeParams params{};
   const Arg x_arg(op, "x", x);
@@ -28,6 +28,19 @@ QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const s
                 "\" needs as many gate as up columns");
   params.k = gated ? x.size(1) / 2 : x.size(1);
 
+  int64_t results = params.rows;
+  if (positions) {
+    Arg(op, "positions", *positions)
+        .dtype({ScalarType::Int})
+        .on_device_of(x, "x")
+        .dim(1, "[M * top_k] of moe_align")
+        .contiguous();
+    results = positions->numel();
+    HUMMING_CHECK(params.rows > 0 ? results % params.rows == 0 : results == 0, op, ": positions has ", results,
+                  " elements, which ", params.rows, " rows of x do not divide; pass what moe_align returned for them");
+    params.copies = {read_pointer<int32_t>(positions), params.rows > 0 ? results / params.rows : 0, results};
+  }
+
   const Arg out_arg(op, "out", out);
   out_arg.dtype({ScalarType::Float8_e4m3fn, ScalarType::Float8_e5m2, ScalarType::Char, ScalarType::Byte})
       .on_device_of(x, "x");
@@ -35,7 +48,7 @@ QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const s
   const bool int4 = params.out_dtype == DType::int4;
   HUMMING_CHECK(!int4 || params.k % 2 == 0, op, ": ", params.k,
                 " columns are odd; int4 (uint8 out) packs two per byte");
-  out_arg.shape({params.rows, int4 ? params.k / 2 : params.k}, int4 ? "[M, K / 2]" : "[M, K]").matrix_rows();
+  out_arg.shape({results, int4 ? params.k / 2 : params.k}, int4 ? "[M, K / 2]" : "[M, K]").matrix_rows();
   params.out = write_pointer<uint8_t>(out);
   params.out_row_bytes = out_arg.row_stride();
 
@@ -53,7 +66,7 @@ QuantizeParams check_quantize_activation(const Tensor& x, int64_t group, const s
     Arg(op, "static_scale", *static_scale).dtype({ScalarType::Float}).on_device_of(x, "x").numel(1, "one scale");
     scale_arg.shape({1, 1}, "[1, 1] of a static scale");
   } else {
-    scale_arg.shape({params.rows, params.num_groups}, "[M, groups]");
+    scale_arg.shape({results, params.num_groups}, "[M, groups]");
   }
   params.scale = write_pointer<void>(scale);
   params.static_scale = read_pointer<float>(static_scale);

@@ -30,10 +30,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(humming, m) {
       "float[] activation_args=[], *, str instance, Tensor(a!) out, Tensor(b!) workspace) -> ()");
   m.def(
       "quantize_activation(Tensor x, ScalarType dtype, int group, *, str activation=\"none\", "
-      "float[] activation_args=[], Tensor? static_scale=None, ScalarType? scale_dtype=None) -> (Tensor, Tensor)");
+      "float[] activation_args=[], Tensor? static_scale=None, Tensor? positions=None, ScalarType? scale_dtype=None) -> "
+      "(Tensor, Tensor)");
   m.def(
       "quantize_activation.out(Tensor x, int group, *, str activation=\"none\", float[] activation_args=[], "
-      "Tensor? static_scale=None, Tensor(a!) out, Tensor(b!) scale) -> ()");
+      "Tensor? static_scale=None, Tensor? positions=None, Tensor(a!) out, Tensor(b!) scale) -> ()");
   m.def(
       "moe_align(Tensor topk_ids, int num_experts, int block, Tensor? expert_map) -> "
       "(Tensor sorted_pairs, Tensor positions, Tensor blocks, Tensor num_blocks, Tensor expert_offsets)");

@@ -195,12 +195,15 @@ def _quantize_activation_outputs(
     activation: str = "none",
     activation_args: list[float] | None = None,
     static_scale: Tensor | None = None,
+    positions: Tensor | None = None,
     scale_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check_rank("x", x, 2)
     if group < 0:
         raise ValueError(f"group = {group} is not 0 (per token), 32, 64 or 128")
     rows, width = x.shape
+    if positions is not None:
+        rows = positions.numel()
     k = width // 2 if is_gated(activation) else width
     columns = k // 2 if dtype == torch.uint8 else k  # uint8: two int4 per byte
     pitch = _ceil_div(columns, _PITCH_BYTES) * _PITCH_BYTES

@@ -117,7 +117,10 @@ def quantize_call(dtype: torch.dtype = torch.int8) -> Call:
         "out": torch.empty(3, 128, dtype=dtype),
         "scale": torch.empty(3, 4),
     }
-    return Call("quantize_activation", {**arguments, "activation": "none", "activation_args": [], "static_scale": None})
+    return Call(
+        "quantize_activation",
+        {**arguments, "activation": "none", "activation_args": [], "static_scale": None, "positions": None},
+    )
 
 
 def align_call() -> Call:
@@ -351,6 +354,9 @@ SPOILED = [
     ("quantize", "activation", "tanh"),
     ("quantize", "activation_args", [1.0]),
     ("quantize", "static_scale", torch.ones(1)),  # together with a group
+    ("quantize", "positions", i32(0, 1)),
+    ("quantize", "positions", i32(0, 1, 2).long()),
+    ("quantize", "positions", i32(0, 1, 2).view(3, 1)),
     ("quantize", "out", torch.empty(3, 127, dtype=torch.int8)),
     ("quantize", "out", torch.empty(3, 128)),
     ("quantize", "out", torch.empty(128, 3, dtype=torch.int8).T),

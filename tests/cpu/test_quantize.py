@@ -48,6 +48,25 @@ def test_bytes_equal_the_oracles(kind: str, group: int, e8m0: bool, x_dtype: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_by_expert(kind: str) -> None:
+    """Each row to its positions; what no pair names is left alone, as is what lies outside."""
+    x = tensor(random_rows(np.random.default_rng(2), 5, 64, "bf16"), "bf16")
+    ids = torch.tensor([[3, 0], [-1, 2], [0, 3], [-1, -1], [2, 0]], dtype=torch.int32)
+    pairs, positions, _, _, offsets = ops.moe_align(ids, 4, 8, None)
+    for group in (0, 32):
+        expected = ops.quantize_activation(x, TORCH[kind], group)
+        results = ops.quantize_activation(x, TORCH[kind], group, positions=positions)
+        used = int(offsets[-1])
+        for result, plain in zip(results, expected, strict=True):
+            assert len(result) == 10 and used == 7
+            assert_bits_equal(result[:used].contiguous(), plain.view(torch.uint8)[pairs[:used] // 2].view(plain.dtype))
+    outside = torch.tensor([0, -5, 99, 1, 2**30], dtype=torch.int32)
+    out, scale = torch.zeros(5, 64, dtype=torch.int8), torch.zeros(5, 1)
+    ops.quantize_activation.out(x, 0, positions=outside, out=out, scale=scale)
+    assert out[:2].any(1).all() and not out[2:].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_static_scale(kind: str) -> None:
     x = random_rows(np.random.default_rng(1), 9, 96, "bf16")
     static = np.float32(0.37)

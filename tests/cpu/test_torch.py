@@ -93,6 +93,11 @@ FUNCTIONAL: dict[str, Callable[[], tuple[str, tuple, dict]]] = {
         (random_x(3, 160), torch.int8, 0),
         {"static_scale": torch.ones(1)},
     ),
+    "quantize_activation-positions": lambda: (
+        "quantize_activation",
+        (random_x(3, 160), torch.int8, 0),
+        {"positions": i32(0, 2, 1, 5, 4, 3)},
+    ),
     "moe_align": lambda: ("moe_align", (i32(0, 2, 1, 0, 2, 2).view(3, 2), 3, 2, None), {}),
     "moe_align-map": lambda: ("moe_align", (i32(0, 2, 1, 0, 2, -1).view(3, 2), 2, 2, i32(0, -1, 1)), {}),
     "moe_reduce": lambda: ("moe_reduce", reduce_args(), {}),

@@ -95,6 +95,16 @@ def test_many_rows(x_dtype: torch.dtype, k: int) -> None:
     compare("quantize_activation", strided, torch.float8_e5m2, 0)
 
 
+@pytest.mark.parametrize("rows", [33, 531])
+def test_rows_by_expert(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 2056, generator=generator).bfloat16()
+    positions = torch.randperm(3 * rows, generator=generator).int()
+    for kind in KINDS:
+        for group in (0, 128):
+            compare("quantize_activation", x, TORCH[kind], group, positions=positions)
+
+
 @pytest.mark.parametrize("k", [1, 7, 31])
 def test_odd_widths(k: int) -> None:
     x = torch.randn(5, k)
