@@ -22,17 +22,32 @@ namespace moe_align {
 inline constexpr int kMinThreads = 128, kMaxThreads = 512;
 inline constexpr int kWarps = kMaxThreads / kWarpSize;
 inline constexpr int kBlocks = 3;  // per SM: 256 experts are to be counted at once
-inline constexpr int kAtOnce = 4;
+inline constexpr int kAtOnce = 8;
 static_assert(kWarps <= kWarpSize, "one warp reduces the partial sums of all warps");
 inline constexpr int64_t kMaxExperts = 8192;  // 32 KiB of counts; a block has 48 KiB without opting in
 
-// Local expert of pair `pair`, or -1: no expert, not ours, or out of range.
-__device__ inline int expert_of(const MoeAlignParams& p, int64_t pair) {
-  int64_t expert = load_integer(p.topk_ids, p.id_dtype, pair);
+// Local experts of the pairs first + 32 i, below `end`, of which there is one at least; -1: no pair, no expert, not
+// ours, or out of range. All ids are asked for before the first is looked at.
+__device__ inline void load_experts(const MoeAlignParams& p, unsigned first, unsigned end, int (&experts)[kAtOnce]) {
+  int64_t ids[kAtOnce];
+  const auto load = [&](const auto* data) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) ids[i] = data[min(first + i * kWarpSize, end - 1)];
+  };
+  if (p.id_dtype == DType::int64)
+    load(static_cast<const int64_t*>(p.topk_ids));
+  else
+    load(static_cast<const int32_t*>(p.topk_ids));
+  const auto within = [](int64_t id, int64_t count) { return 0 <= id && id < count; };
   if (p.expert_map != nullptr) {
-    expert = 0 <= expert && expert < p.num_global_experts ? p.expert_map[expert] : -1;
+#pragma unroll
+    for (int64_t& id : ids) id = within(id, p.num_global_experts) ? p.expert_map[id] : -1;
   }
-  return 0 <= expert && expert < p.num_experts ? static_cast<int>(expert) : -1;
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    const bool exists = first + i * kWarpSize < end && within(ids[i], p.num_experts);
+    experts[i] = exists ? static_cast<int>(ids[i]) : -1;
+  }
 }
 
 // Unsigned, because rows + block may pass 2^31.
@@ -83,20 +98,13 @@ __global__ void __launch_bounds__(moe_align::kMaxThreads, moe_align::kBlocks)
   const int parts = (span + kPart - 1) / kPart;
   const int bit_shift = 32 - __clz((parts - 1) / 32);  // 2^bit_shift parts a bit
   const auto bit_of = [&](int part) { return 1u << (part >> bit_shift); };
-  const auto load = [&](unsigned first, int (&found)[kAtOnce]) {
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const unsigned pair = first + i * kWarpSize + lane;
-      found[i] = pair < end ? expert_of(p, pair) : -1;
-    }
-  };
 
   int own_pairs = 0, own_before = 0;  // of this thread
   unsigned to_place = 0;              // a bit for a few parts each: whether one holds what this block writes
   unsigned first = begin;
   for (int part = 0; first < end; ++part, first += kPart) {
     int found[kAtOnce];
-    load(first, found);
+    load_experts(p, first + lane, end, found);
     bool any = false;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(moe_align::kMaxThreads, moe_align::kBlocks)
   for (int part = 0; first < end; ++part, first += kPart) {
     if (expert > 0 && (to_place & bit_of(part)) == 0) continue;
     int found[kAtOnce];
-    load(first, found);
+    load_experts(p, first + lane, end, found);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const unsigned pair = first + i * kWarpSize + lane;
