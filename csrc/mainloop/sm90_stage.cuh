@@ -18,7 +18,7 @@
 namespace humming {
 
 // Config: the manifest's columns, and kExperts: whether tiles are blocks of rows of an expert. mma.sync instead of
-// wgmma serves few tokens of a 16-bit operand.
+// wgmma serves few tokens of a floating operand.
 template <class Config>
 struct Sm90Stage {
   static constexpr Operand kOperand = Config::kOperand;
@@ -39,7 +39,7 @@ struct Sm90Stage {
   static constexpr bool kMmaSync = tile().mma_patches > 0;
   static constexpr int kPatches = kMmaSync ? tile().mma_patches : tile().strips();  // of 16 rows that a warp has
 
-  static_assert(!kMmaSync || k16, "8-bit mma.sync is emulated on sm_90");
+  static_assert(!kMmaSync || kOperand != Operand::s8, "sums of mma.sync are floats");
   static_assert(!Config::kTokenGroups || !k16, "16-bit tokens have no scales");
   static_assert(!kMmaSync || tile().row_groups == 1, "with mma.sync a stage is one row group's");
   static_assert(
