@@ -356,11 +356,39 @@ struct RawDequant : dequant::Base<kFormat, kOperand> {
     return kSign ? 1025.0f : static_cast<float>(1024 + zero);
   }
   HUMMING_HD static constexpr uint32_t one(int n) { return repeat16(kBf16 ? 1u << position(n) : 0x3C00u); }
+  HUMMING_HD static constexpr float row_factor(int) { return 1; }
 
   template <int n>
   HUMMING_HD static uint32_t reg(const uint32_t* words) {
     if constexpr (kFloat) return dequant::FloatToHalf<kFormat, kOperand>::template placed<n>(words);
     return B::template gather<Placement<n>, n>(words, kBf16 ? 0 : repeat16(0x6400));
+  }
+};
+
+// e4m3, for tokens that are widened to fp16: of integers of four bits. Below 2^-14 fp16 has one scale, 2^-24 a step, so
+// bits 9..0 read as an integer in these steps. A register of e4m3, four values of a row, gives two of fp16: values 0
+// and 2 of its unit of 16 bits, and 1 and 3 a byte down; so register n = 4 * step + i here is part step % 2 of register
+// 4 * (step / 2) + i there. Codes in the upper half of a byte are 16 times themselves. They are those of whole rows,
+// whose sums row_factor(row half) corrects.
+template <Format kFormat>
+struct RawDequant<kFormat, Operand::e4m3> {
+  static constexpr FormatTraits kTraits = traits(kFormat);
+  static_assert(kTraits.bits == 4 && kTraits.kind != Kind::floating, "a code is half of a byte");
+  static constexpr int kExponent = 24;
+  static constexpr bool kHasCentre = true;
+
+  HUMMING_HD static constexpr int position(int n) { return slot_of(Order::k32, 4, n % 4).bit; }
+  HUMMING_HD static constexpr int token_exponent(int) { return 0; }
+  HUMMING_HD static float centre(uint32_t zero) { return static_cast<float>(zero); }
+  HUMMING_HD static constexpr uint32_t one(int n) { return repeat16(1u << position(n)); }
+  HUMMING_HD static constexpr float row_factor(int row_half) { return 1.0f / (1 << position(row_half)); }
+
+  template <int n>
+  HUMMING_HD static uint32_t reg(const uint32_t* words) {
+    constexpr int kRegister = n / 8 * 4 + n % 4;
+    const uint32_t word = words[slot_of(Order::k32, 4, kRegister).word] >> n / 4 % 2 * 8;
+    const uint32_t flipped = stored_code(kTraits, Order::k32, 0);
+    return (word & repeat16(0xFu << position(n))) ^ repeat16(flipped << position(n));
   }
 };
 

@@ -414,14 +414,16 @@ struct RawSequence {
   }
 };
 
-// (registers, kExponent, per register the exponent of its tokens and what they meet in their sum, centre).
+// (registers, kExponent, per register the exponent of its tokens, what they meet in their sum, and its row's factor,
+// centre).
 template <class Raw, size_t... kRegisters>
 py::tuple run_raw(const Words& words, int bits, uint32_t zero, std::index_sequence<kRegisters...> all) {
-  py::list exponents, ones;
+  py::list exponents, ones, factors;
   (exponents.append(Raw::token_exponent(kRegisters)), ...);
   (ones.append(Raw::one(kRegisters)), ...);
+  (factors.append(Raw::row_factor(kRegisters % 2)), ...);
   const py::tuple sequence = run_sequence<RawSequence<Raw>>(words, bits, 0, all);
-  return py::make_tuple(sequence[0], sequence[1], exponents, ones, Raw::kHasCentre ? Raw::centre(zero) : 0.0f);
+  return py::make_tuple(sequence[0], sequence[1], exponents, ones, factors, Raw::kHasCentre ? Raw::centre(zero) : 0.0f);
 }
 
 template <Operand kOperand>
@@ -430,9 +432,12 @@ py::tuple dequantise_raw_to(int64_t id, const Words& words, std::optional<uint32
       id,
       [&](auto format) {
         constexpr FormatTraits kRow = traits(format());
-        if constexpr (has_dequant(kRow, kOperand, false)) {
+        constexpr bool kWidened = kOperand == Operand::e4m3;
+        if constexpr (has_dequant(kRow, kOperand, false) &&
+                      (!kWidened || (kRow.bits == 4 && kRow.kind != Kind::floating))) {
           const uint32_t code_zero = zero.value_or(dequant::implied_zero(kRow));
-          return run_raw<RawDequant<format(), kOperand>>(words, kRow.bits, code_zero, Registers<kOperand>());
+          return run_raw<RawDequant<format(), kOperand>>(words, kRow.bits, code_zero,
+                                                         Registers<kWidened ? Operand::fp16 : kOperand>());
         } else {
           HUMMING_CHECK(false, kRow.name, " has no such dequantiser");
           return py::tuple();
@@ -442,8 +447,14 @@ py::tuple dequantise_raw_to(int64_t id, const Words& words, std::optional<uint32
 }
 
 py::tuple dequantise_raw(int64_t id, int operand, const Words& words, std::optional<uint32_t> zero) {
-  return static_cast<Operand>(operand) == Operand::bf16 ? dequantise_raw_to<Operand::bf16>(id, words, zero)
-                                                        : dequantise_raw_to<Operand::fp16>(id, words, zero);
+  switch (static_cast<Operand>(operand)) {
+    case Operand::bf16: return dequantise_raw_to<Operand::bf16>(id, words, zero);
+    case Operand::fp16: return dequantise_raw_to<Operand::fp16>(id, words, zero);
+    case Operand::e4m3: return dequantise_raw_to<Operand::e4m3>(id, words, zero);
+    default: break;
+  }
+  HUMMING_CHECK(false, "operand ", operand, " has no such dequantiser");
+  return py::tuple();
 }
 
 void bind_dequant(py::module_& m) {

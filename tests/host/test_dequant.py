@@ -72,20 +72,31 @@ def test_every_zero_point(host: ModuleType, name: str, operand: str) -> None:
         assert_registers(registers, operand, value_table(name)[codes] - zero, exponent)
 
 
-@pytest.mark.parametrize(("name", "operand"), [pair for pair in PAIRS if pair[1] in ("bf16", "fp16")])
+@pytest.mark.parametrize(
+    ("name", "operand"),
+    [pair for pair in PAIRS if pair[1] in ("bf16", "fp16") or pair in (("int4", "e4m3"), ("uint4", "e4m3"))],
+)
 def test_every_raw_code(host: ModuleType, name: str, operand: str) -> None:
     """Moved codes with the tokens' power of two, less the centre's share, are the number, whatever the zero point."""
     fmt = FORMATS[name]
     codes = patches_of_every_code(name, operand)
     words = lane_words(codes, name, operand)
+    numbers = value_table(name)[codes]
+    multiplied = operand
+    if operand == "e4m3":  # widened: of every register values 0 and 2, for a step of four registers, then 1 and 3
+        multiplied = "fp16"
+        numbers = numbers.reshape(-1, 2, 4, 2, 2).transpose(0, 1, 4, 2, 3).reshape(-1, 16, 2)
     zeros = range(min(2**fmt.bits, 255) + 1) if fmt.kind == "uint" else [None]
     for zero in zeros:
-        registers, exponent, token_exponents, ones, centre = host.dequantise_raw(fmt.id, OPERANDS[operand], words, zero)
+        registers, exponent, token_exponents, ones, row_factors, centre = host.dequantise_raw(
+            fmt.id, OPERANDS[operand], words, zero
+        )
         tokens = 2.0 ** np.array(token_exponents)[:, None]
-        one = operand_values(np.array(ones, np.uint32)[None], operand)[0]
-        sums = operand_values(registers, operand) * tokens - centre * one * tokens
-        np.testing.assert_array_equal(sums * 2.0**exponent, value_table(name)[codes] - (zero or 0))
-        if operand == "fp16":
+        one = operand_values(np.array(ones, np.uint32)[None], multiplied)[0]
+        sums = operand_values(registers, multiplied) * tokens - centre * one * tokens
+        sums *= np.array(row_factors)[:, None]
+        np.testing.assert_array_equal(sums * 2.0**exponent, numbers - (zero or 0))
+        if multiplied == "fp16":
             assert set(token_exponents) == {0}
         np.testing.assert_array_equal(token_exponents[0::2], token_exponents[1::2])  # both rows meet the same tokens
 
