@@ -27,6 +27,7 @@ struct MoeGemmSm90Params {
   const void* x;
   int64_t x_row_bytes;
   int num_ctas;
+  int early_stages;    // of a CTA's first tile: of weights, to ask for before the grid ahead has ended
   bool known_routing;  // `rows` and weights may be read before the grid ahead has ended
 };
 

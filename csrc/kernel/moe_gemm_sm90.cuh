@@ -174,7 +174,8 @@ __global__ __launch_bounds__(moe_threads(GemmOf<Config>::tile()),
 #pragma unroll 1
       for (int tile = first_tile; tile < num_tiles; tile += step) {
         const Tile next(p, blocks, tile, row_tiles, lane);
-        if (ptx::elect_one()) Producer::template produce<true, false>(m, &map, ring, next.work, 0);
+        const int early = tile == first_tile ? p.early_stages : 0;
+        if (ptx::elect_one()) Producer::template produce<true, false>(m, &map, ring, next.work, early);
         __syncwarp();
       }
       if (m.dependent_launch) {

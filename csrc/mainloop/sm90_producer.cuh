@@ -118,9 +118,9 @@ struct Sm90Producer : Sm90Stage<Config> {
   }
 
   // Fills the ring for one work item with weights, tokens or both: two producers bring more copies on their way than
-  // one. Tokens are those of the grid ahead, weights are not. `early`, for both: stages of weights, which do not depend
-  // on the grid ahead, to ask for before it has ended; few, because tokens queue behind weights. 0 after the CTA's
-  // first work item.
+  // one. Tokens are those of the grid ahead, weights are not. `early`: stages of weights to ask for before it has
+  // ended; few, because tokens queue behind weights, and so does what that grid still reads and writes. 0 after the
+  // CTA's first work item.
   template <bool kWeights = true, bool kTokens = true>
   __device__ static void produce(const Sm90MainloopParams& p, const CUtensorMap* map, Ring& ring, const Work& work,
                                  int early) {
@@ -154,13 +154,14 @@ struct Sm90Producer : Sm90Stage<Config> {
       source.weights += stage_bytes;
     };
 
+    const bool waits = p.dependent_launch && (kTokens || early > 0);
     early = min(early, full_stages);
     Ring tokens_ring = ring;
 #pragma unroll 1
     for (int i = 0; i < early; ++i, ring.next()) next_full_stage();
-    if (kTokens && p.dependent_launch) ptx::wait_for_dependencies();
+    if (waits) ptx::wait_for_dependencies();
 #pragma unroll 1
-    for (int i = 0; i < early; ++i, tokens_ring.next()) copy_tokens(p, map, tokens_ring, source);
+    for (int i = 0; i < early && kTokens; ++i, tokens_ring.next()) copy_tokens(p, map, tokens_ring, source);
 #pragma unroll 1
     for (int i = early; i < full_stages; ++i, ring.next()) {
       next_full_stage();

@@ -10,6 +10,10 @@ namespace {
 
 using namespace select_sm90;
 
+// Of weights, per SM, to ask for before the grid ahead has ended: as many as hide a copy's latency. What that grid
+// still reads and writes queues behind them.
+constexpr int kEarlyBytes = 32 << 10;
+
 // Tokens in shared memory are those of a whole tile: a block may end anywhere in x.
 int stages_for(const MoeGemmSm90Columns& c, const MoeProblem& p, const DeviceInfo& device) {
   const int record_bytes = record_bytes_of(c, p.gemm.desc);
@@ -72,6 +76,7 @@ MoeGemmSm90Params params_of(const MoeGemmSm90Instance& instance, const MoeProble
   params.x_row_bytes = p.gemm.x_row_bytes;
   params.num_ctas = device.num_sms * c.ctas;
   params.known_routing = p.known_routing;
+  params.early_stages = std::max(1, kEarlyBytes / c.ctas / tile_of(c).weight_stage_bytes(params.mainloop.record_bytes));
   return params;
 }
 
