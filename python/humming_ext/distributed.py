@@ -72,16 +72,17 @@ class AllToAll:
     def dispatch(self, tokens: Tokens) -> tuple[Tokens, _Route]:
         """As Dispatcher.dispatch. A token's message is its row, its scales, ids and weights as bytes."""
         rank_of = tokens.topk_ids.div(self.experts_per_rank, rounding_mode="floor")  # -1 stays below 0
-        ranks = torch.arange(self.ranks, device=tokens.x.device, dtype=rank_of.dtype)
+        ranks = torch.arange(self.ranks, device=tokens.x.device, dtype=torch.int32)
         goes = (rank_of[:, None, :] == ranks[:, None]).any(2)  # [tokens, ranks]
-        to, token = goes.t().nonzero(as_tuple=True)
-        rows = torch.full_like(goes, -1, dtype=torch.int32)
-        rows[token, to] = torch.arange(len(token), dtype=torch.int32, device=rows.device)
+        # To sort tokens by rank is to sort them by expert, of which every rank is one.
+        to = torch.where(goes, ranks, -1)
+        pairs, rows, _, _, offsets = torch.ops.humming.moe_align(to, self.ranks, max(1, to.numel()), None)
 
-        counts = goes.sum(0)
+        counts = offsets.diff()
         arriving = torch.empty_like(counts)
         dist.all_to_all_single(arriving, counts, group=self.group)
         sent, received = torch.stack([counts, arriving]).tolist()
+        token = pairs[: sum(sent)] // self.ranks
 
         fields = [tokens.x, tokens.x_scale, tokens.topk_ids, tokens.topk_weights]
         parts = [_bytes(field) for field in fields if field is not None]
@@ -92,7 +93,7 @@ class AllToAll:
         ids = ids - self.rank * self.experts_per_rank
         ids = ids.masked_fill((ids < 0) | (ids >= self.experts_per_rank), -1)
         scale = None if x_scale is None else x_scale.contiguous()
-        return Tokens(x, scale, weights.contiguous(), ids), _Route(sent, received, rows)
+        return Tokens(x, scale, weights.contiguous(), ids), _Route(sent, received, rows.view(goes.shape))
 
     def combine(self, results: Tensor, route: _Route, add: Tensor | None) -> Tensor:
         """As Dispatcher.combine. The sum is in float32, in the order of the ranks: the same bits in every run."""
