@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from humming_ext.distributed import ExpertParallelMoE
 from moe_layers import BY_NAME, LayerCase, Problem, make_layer, make_problem
-from moe_products import Routing
+from moe_routings import Routing
 from support import assert_bits_equal
 
 # Kind and tokens of the ranks' routings, in turn.

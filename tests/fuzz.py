@@ -17,7 +17,8 @@ import moe_products
 import products
 import torch
 from cases import legal
-from moe_products import BLOCKS, LAYOUTS, Epilogue, Routing, lay_out, make_mixture
+from moe_products import BLOCKS, LAYOUTS, Epilogue, lay_out, make_mixture
+from moe_routings import Routing
 from oracle.formats import FORMATS
 from products import NATIVE, case_of, make_problem
 from support import OPERANDS, takes_operand

@@ -13,7 +13,7 @@ from functools import lru_cache
 import humming_ext
 import numpy as np
 import torch
-from moe_products import Routing
+from moe_routings import Routing
 from oracle.activations import quantise, quantised_values
 from oracle.layer import exact, expert_results, fused_moe
 from oracle.matmul import scaled_rows

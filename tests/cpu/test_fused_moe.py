@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, composed, make_problem, quantise_tokens, routings
-from moe_products import Routing
+from moe_routings import Routing
 from oracle.activations import quantise
 from oracle.rounding import ROUND, round_bf16
 from oracle.routing import moe_reduce

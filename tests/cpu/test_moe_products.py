@@ -11,16 +11,15 @@ from moe_products import (
     EPILOGUES,
     LAYOUTS,
     PAIRS,
-    ROUTINGS,
     SHAPES,
     TOKEN_GROUP_PAIRS,
     Epilogue,
     Problem,
-    Routing,
     activate,
     lay_out,
     make_mixture,
 )
+from moe_routings import ROUTINGS, Routing
 from oracle import activations
 from oracle.matmul import moe_contiguous, moe_indexed, moe_masked, scaled_rows
 from support import array

@@ -15,7 +15,8 @@ import torch
 from cases import legal
 from fuzz import run
 from moe_layers import LayerCase
-from moe_products import Epilogue, Routing, lay_out, make_mixture
+from moe_products import Epilogue, lay_out, make_mixture
+from moe_routings import Routing
 from oracle.formats import FORMATS
 from products import case_of, make_problem
 from support import OPERANDS, TORCH, WeightCase

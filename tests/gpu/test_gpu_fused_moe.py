@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from moe_layers import BY_NAME, CASES, COMPOSED, LAYOUTS, LayerCase, Problem, composed, make_problem, quantise_tokens
-from moe_products import Routing
+from moe_routings import Routing
 from support import assert_bits_equal
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -102,7 +102,7 @@ import sys
 sys.path[:0] = sys.argv[1:]
 import torch
 from moe_layers import BY_NAME, make_problem
-from moe_products import Routing
+from moe_routings import Routing
 case = BY_NAME["v4-fp8"]
 problem = make_problem(case, Routing("skewed", 40, case.top_k, case.experts), "indexed", "cuda")
 graph = torch.cuda.CUDAGraph()

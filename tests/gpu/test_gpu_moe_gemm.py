@@ -14,16 +14,15 @@ from moe_products import (
     EPILOGUES,
     LAYOUTS,
     PAIRS,
-    ROUTINGS,
     SHAPES,
     TOKEN_GROUP_PAIRS,
     Epilogue,
     Problem,
-    Routing,
     Run,
     lay_out,
     make_mixture,
 )
+from moe_routings import ROUTINGS, Routing
 from support import assert_bits_equal
 
 ops = torch.ops.humming
