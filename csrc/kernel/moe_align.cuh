@@ -22,7 +22,7 @@ namespace moe_align {
 inline constexpr int kMinThreads = 128, kMaxThreads = 512;
 inline constexpr int kWarps = kMaxThreads / kWarpSize;
 inline constexpr int kBlocks = 3;  // per SM: 256 experts are to be counted at once
-inline constexpr int kAtOnce = 8;
+inline constexpr int kAtOnce = 6;
 static_assert(kWarps <= kWarpSize, "one warp reduces the partial sums of all warps");
 inline constexpr int64_t kMaxExperts = 8192;  // 32 KiB of counts; a block has 48 KiB without opting in
 
