@@ -95,11 +95,13 @@ def test_many_rows(x_dtype: torch.dtype, k: int) -> None:
     compare("quantize_activation", strided, torch.float8_e5m2, 0)
 
 
-@pytest.mark.parametrize("rows", [33, 531])
-def test_rows_by_expert(rows: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "top_k"), [(33, 3), (33, 40), (531, 3), (531, 40)]
+)  # a warp holds 32 places at a time
+def test_rows_by_expert(rows: int, top_k: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 2056, generator=generator).bfloat16()
-    positions = torch.randperm(3 * rows, generator=generator).int()
+    positions = torch.randperm(top_k * rows, generator=generator).int()
     for kind in KINDS:
         for group in (0, 128):
             compare("quantize_activation", x, TORCH[kind], group, positions=positions)

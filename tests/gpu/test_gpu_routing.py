@@ -72,7 +72,21 @@ def reduce_args(tokens: int, top_k: int, hidden: int, dtype: torch.dtype = torch
 
 @pytest.mark.parametrize(
     ("top_k", "hidden"),
-    [(0, 8), (1, 1), (1, 4104), (2, 7), (2, 100), (2, 2048), (6, 8), (6, 100), (6, 7168), (8, 1), (8, 2048), (8, 4104)],
+    [
+        (0, 8),
+        (1, 1),
+        (1, 4104),
+        (2, 7),
+        (2, 100),
+        (2, 2048),
+        (6, 8),
+        (6, 100),
+        (6, 7168),
+        (8, 1),
+        (8, 2048),
+        (8, 4104),
+        (40, 4104),
+    ],
 )
 def test_reduce(top_k: int, hidden: int) -> None:
     for tokens in (0, 1, 5, 300 if hidden < 1000 else 20):
